@@ -1,0 +1,50 @@
+"""Turn long video and audio into small token caches that any multimodal LLM can read.
+
+media file ─▶ decode ─▶ sample ─▶ encode ─▶ compress ─▶ cache ─▶ export
+              frames     chosen    tokens    fewer       one      any
+              + audio    frames    + times   tokens      file     consumer
+
+Public names load on first use, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AudioChunk": "tensors",
+    "Budget": "budget",
+    "FrameBatch": "tensors",
+    "GridMap": "maps",
+    "MediaInfo": "spec",
+    "Query": "tensors",
+    "Recipe": "recipe",
+    "TokenBatch": "tensors",
+    "TokenCache": "cache.reader",
+    "TokenMap": "maps",
+    "TokenSpec": "spec",
+    "TokpipeError": "errors",
+    "compress": "run",
+    "load_recipe": "recipe",
+    "open_cache": "cache.reader",
+    "open_media": "decode",
+    "plan": "plan",
+    "probe": "decode",
+    "verify": "cache.verify",
+}
+__all__ = sorted(["__version__", *_HOME])
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it lives."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tokpipe' has no attribute {name!r}")
+    return getattr(import_module(f"tokpipe.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -1,0 +1,247 @@
+"""From kept rows to a cache file: cut cells and sound from the bank, add what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tokpipe import __version__
+from tokpipe.cache.bank import Bank
+from tokpipe.cache.writer import CacheWriter
+from tokpipe.decide import Kept
+from tokpipe.encode._clip import CONTEXT, RATE, ClipBuilder, ClipCodec
+from tokpipe.encode.pixels import (
+    MARGIN,
+    PAGE_CELLS,
+    PAGE_SIDE,
+    QUALITY,
+    SLOT,
+    AtlasPages,
+    describe,
+)
+from tokpipe.grid import CELL, Grid
+from tokpipe.ingest import Chain
+from tokpipe.spec import KIND_POOLED, MediaInfo
+from tokpipe.tensors import TokenBatch
+
+_COLUMNS = ("at", "pts", "frame", "cell", "extent", "tile", "mass", "kind", "score")
+#: A cut: the mean luma of cells moves by this many grey levels, and by this many times more than
+#: it lately did.
+_CUT_LEVEL, _CUT_RATIO, _CUT_MEMORY = 8.0, 3.0, 8
+
+
+@dataclass(slots=True)
+class Assembled:
+    """What was written.
+
+    Attributes:
+        tokens, source, mass: Per stream.
+        frames: Distinct times of video rows.
+    """
+
+    tokens: dict[str, int] = field(default_factory=lambda: {"video": 0, "audio": 0})
+    source: dict[str, int] = field(default_factory=lambda: {"video": 0, "audio": 0})
+    mass: dict[str, float] = field(default_factory=lambda: {"video": 0.0, "audio": 0.0})
+    frames: int = 0
+
+
+class Assembler:
+    """Writes kept rows through a :class:`CacheWriter` as they come."""
+
+    def __init__(self, bank: Bank, writer: CacheWriter, codec: ClipCodec = "opus") -> None:
+        """Open the atlas and the clip."""
+        self.bank, self.writer, self.codec = bank, writer, codec
+        self.done = Assembled()
+        meta = bank.meta
+        self.grid = Grid(*meta["grid"]) if meta["grid"] else None
+        self.starts = segment_starts(bank)
+        self.counts = np.zeros((2, len(self.starts)), dtype=np.int64)
+        self.pages = AtlasPages()
+        self.clip: ClipBuilder | None = None
+        self.priority: dict[str, list[NDArray[np.float64]]] = {"video": [], "audio": []}
+        self.last_at: float | None = None
+
+    def add(self, kept: Kept) -> None:
+        """Write the rows of one stream in one window."""
+        done, n = self.done, len(kept.tokens)
+        done.tokens[kept.stream] += n
+        done.source[kept.stream] += kept.source
+        done.mass[kept.stream] += float(kept.tokens.mass.double().sum())
+        self.priority[kept.stream].append(np.asarray(kept.priority, dtype=np.float64))
+        for a in range(0, n, PAGE_CELLS):
+            rows = kept.tokens.take(torch.arange(a, min(a + PAGE_CELLS, n)))
+            columns = self._columns(rows, kept.stream)
+            extra = self._pictures(rows, columns) if kept.stream == "video" else self._sound(rows)
+            self.writer.append(kept.stream, {**columns, **extra})
+
+    def finish(self, metadata: dict[str, Any]) -> Path:
+        """Write the rest of atlas and clip, ranks, segments and metadata; give the file its name."""
+        for page in self.pages.finish():
+            self.writer.append_bytes("video.atlas", page)
+        if self.clip is not None:
+            for piece in self.clip.finish():
+                self.writer.append_bytes("audio.clip", piece)
+        self._ranks()
+        self._segments()
+        return self.writer.finish({**self._own(), **metadata})
+
+    def _columns(self, rows: TokenBatch, stream: str) -> dict[str, Any]:
+        columns = {name: getattr(rows, name).numpy() for name in _COLUMNS}
+        columns["tokens"] = rows.data.numpy()
+        segment = np.searchsorted(self.starts, columns["at"], side="right") - 1
+        columns["segment"] = np.maximum(segment, 0).astype(np.int32)
+        index = 0 if stream == "video" else 1
+        self.counts[index] += np.bincount(columns["segment"], minlength=len(self.starts))
+        return columns
+
+    def _pictures(self, rows: TokenBatch, columns: dict[str, Any]) -> dict[str, Any]:
+        """Cut each row's cell from the bank's picture; pooled cells are described anew."""
+        step = rows.cell[:, 0].numpy()
+        boxes = np.empty((len(rows), 4), dtype=np.int32)
+        for t, picture in self.bank.pictures(np.unique(step).tolist()):
+            for i in np.flatnonzero(step == t):
+                cell = _cut(picture, rows, int(i))
+                if rows.kind[i] == KIND_POOLED:
+                    columns["tokens"][i] = describe(torch.from_numpy(cell[None])).reshape(-1).numpy()
+                boxes[i], full = self.pages.add(cell)
+                for page in full:
+                    self.writer.append_bytes("video.atlas", page)
+        times = np.unique(columns["at"])
+        self.done.frames += len(times) - int(len(times) > 0 and times[0] == self.last_at)
+        self.last_at = float(times[-1]) if len(times) else self.last_at
+        return {"atlas_box": boxes}
+
+    def _sound(self, rows: TokenBatch) -> dict[str, Any]:
+        if self.clip is None:
+            self.clip = ClipBuilder(lambda a, b: self.bank.rows("audio", a, b, np.dtype("<i2")), self.codec)
+        offsets = [self.clip.add(int(cell)) for cell in rows.cell[:, 0]]
+        return {"clip_offset": np.array(offsets, dtype=np.int64)}
+
+    def _ranks(self) -> None:
+        """Joint ranks: whatever the budget, each stream and window gives up its share."""
+        sizes = self.done.tokens
+        joint = np.concatenate([p for name in ("video", "audio") for p in self.priority[name]] or [np.zeros(0)])
+        rank = np.empty(len(joint), dtype=np.int32)
+        rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
+        for name, part in zip(sizes, np.split(rank, [sizes["video"]]), strict=True):
+            if len(part):
+                self.writer.set(f"{name}.rank", part)
+
+    def _segments(self) -> None:
+        end = max(self.bank.meta["video_end"], self.bank.meta["audio_end"], float(self.starts[-1]))
+        self.writer.set("segment.pts", np.stack([self.starts, np.append(self.starts[1:], end)], 1))
+        stops = np.cumsum(self.counts, 1)
+        rows = np.stack([stops[0] - self.counts[0], stops[0], stops[1] - self.counts[1], stops[1]], 1)
+        self.writer.set("segment.rows", rows)
+
+    def _own(self) -> dict[str, Any]:
+        done = self.done
+        counts = {
+            name: {"source": done.source[name], "dropped": max(0.0, round(done.source[name] - done.mass[name], 3))}
+            for name in ("video", "audio") if done.source[name]
+        }  # fmt: skip
+        own: dict[str, Any] = {"tokpipe.writer": f"tokpipe {__version__}", "tokpipe.counts": counts}
+        if done.tokens["video"] and self.grid is not None:
+            own["tokpipe.grid"] = {
+                "rows": self.grid.rows, "cols": self.grid.cols, "cell": CELL, "width": self.grid.width,
+                "height": self.grid.height, "aspect_error": self.grid.aspect_error,
+            }  # fmt: skip
+            own["tokpipe.atlas"] = {
+                "codec": "webp", "page_cells": PAGE_CELLS, "slots": [PAGE_SIDE, PAGE_SIDE], "slot": SLOT,
+                "margin": MARGIN, "cell": CELL, "quality": list(QUALITY),
+            }  # fmt: skip
+        if self.clip is not None:
+            own["tokpipe.clip"] = {
+                "codec": self.codec, "container": "ogg" if self.codec == "opus" else "flac", "rate": RATE,
+                "context": CONTEXT / RATE, "samples": self.clip.samples,
+            }  # fmt: skip
+        return own
+
+
+def _cut(picture: NDArray[np.uint8], rows: TokenBatch, i: int) -> NDArray[np.uint8]:
+    """uint8 [28, 28, 3]: the anchor's cell, or the whole rectangle of a pooled one, scaled down."""
+    y, x = int(rows.cell[i, 1]) * CELL, int(rows.cell[i, 2]) * CELL
+    if rows.kind[i] != KIND_POOLED:
+        return picture[y : y + CELL, x : x + CELL]
+    high, wide = int(rows.extent[i, 1]) * CELL, int(rows.extent[i, 2]) * CELL
+    part = Image.fromarray(np.ascontiguousarray(picture[y : y + high, x : x + wide]))
+    return np.asarray(part.resize((CELL, CELL), Image.Resampling.BOX), dtype=np.uint8)
+
+
+def segment_starts(bank: Bank) -> NDArray[np.float64]:
+    """Start times float64 [G] of the stretches between cuts; the first is 0."""
+    records = bank.frames()
+    starts, recent = [0.0], [0.0]
+    for pts, cut in zip(records["pts"][1:].tolist(), records["cut"][1:].tolist(), strict=True):
+        usual = sorted(recent)[len(recent) // 2]
+        if cut > max(_CUT_LEVEL, _CUT_RATIO * usual) and pts > starts[-1]:
+            starts.append(pts)
+        recent = [*recent[-(_CUT_MEMORY - 1) :], cut]
+    return np.array(starts)
+
+
+def describe_media(info: MediaInfo, method: str) -> dict[str, Any]:
+    """``tokpipe.source``: basename, never a folder."""
+    streams = []
+    for kind, found in (("video", info.video), ("audio", info.audio)):
+        if found is not None:
+            streams.append({"kind": kind, "index": found.index, "codec": found.codec, "time_base": str(found.time_base)})
+    source: dict[str, Any] = {
+        "name": info.name, "size": info.size, "fingerprint": info.fingerprint, "method": method,
+        "duration": info.duration, "container": info.container, "streams": streams,
+    }  # fmt: skip
+    if info.video is not None:
+        source |= {"width": info.video.width, "height": info.video.height, "rotation": info.video.rotation}
+        source["fps"] = str(info.video.frame_rate) if info.video.frame_rate else None
+    return source
+
+
+def describe_run(info: MediaInfo, bank: Bank, chains: dict[str, Chain], warnings: Iterable[str]) -> dict[str, Any]:
+    """Clock, decoding, encoders and warnings."""
+    import av
+
+    meta, out = bank.meta, {}
+    video, audio = info.video, info.audio
+    out["tokpipe.clock"] = {
+        "zero": info.zero, "start": info.start, "video": video.start if video else None,
+        "audio": audio.start if audio else None, "end": max(meta["video_end"], meta["audio_end"]),
+    }  # fmt: skip
+    out["tokpipe.decode"] = {
+        "backend": "pyav", "av": av.__version__, "damaged": meta["damaged"], "frames": meta["decoded"],
+        "sampled": meta["steps"], "normalised": [code for code, _ in _notes(info, bank)],
+    }  # fmt: skip
+    out["tokpipe.warnings"] = list(warnings)
+    for name, made in chains.items():
+        step = next(s for s in made.steps if type(made.encoder).__module__.endswith(s.use.replace("-", "_")))
+        entry: dict[str, Any] = {"name": step.use, "params": _fields(made.encoder), "version": made.encoder.version}
+        if name == "audio":
+            entry |= {"floor": made.encoder.floor, "maxima": meta["maxima"], "cell_seconds": CELL_SECONDS}
+        out[f"tokpipe.encoder.{name}"] = entry
+    return out
+
+
+CELL_SECONDS = 0.04
+
+
+def _fields(operator: Any) -> dict[str, Any]:
+    return {name: getattr(operator, name) for name in operator.__dataclass_fields__}
+
+
+def _notes(info: MediaInfo, bank: Bank) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for code, text in [*info.warnings, *(tuple(n) for n in bank.meta["notes"])]:
+        if code not in seen:
+            seen.add(code)
+            yield code, text
+
+
+def notes_of(info: MediaInfo, bank: Bank) -> list[tuple[str, str]]:
+    """Everything that was normalised or is odd, each code once."""
+    return list(_notes(info, bank))

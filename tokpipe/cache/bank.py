@@ -1,0 +1,236 @@
+"""The bank: what does not depend on budget, recipe tail or query, on disk and content-addressed.
+
+One entry is a folder: sampled pictures (JPEG q95 4:4:4 at the full grid) with their descriptors,
+audio at 16 kHz, mel cells, and ``entry.json``, written last, which makes it whole. Entries are
+built under a temporary name and renamed, so a killed run leaves none that looks complete.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.digest import canonical_json
+from tokpipe.errors import ResourceError
+
+JPEG_QUALITY = 95
+#: Bytes the bank may hold before the entries used longest ago are removed.
+CAPACITY = 10 << 30
+#: Fixed-width columns: file name to (dtype, values a row; 0 = set by the first rows).
+FRAME = np.dtype(
+    [
+        ("pts", "<f8"),
+        ("duration", "<f8"),
+        ("index", "<i8"),
+        ("offset", "<i8"),
+        ("cut", "<f4"),
+        ("pad", "<f4"),
+    ]
+)
+
+
+def bank_root() -> Path:
+    """Folder of the bank: ``TOKPIPE_CACHE_DIR`` or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("TOKPIPE_CACHE_DIR") or user_cache_dir("tokpipe")) / "bank"
+
+
+class BankWriter:
+    """Builds one entry; use as a context manager, which removes it unless kept.
+
+    Args:
+        key: Digest the entry is found by, None for one that lives only as long as the run.
+        root: Folder of the bank.
+    """
+
+    def __init__(self, key: str | None, root: Path) -> None:
+        """Make the temporary folder."""
+        self.key, self.root = key, root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            sweep(root)
+            self.path = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", dir=root))
+        except OSError as error:
+            raise _cannot_write(root, error) from error
+        self._files: dict[str, IO[bytes]] = {}
+        self._offset = 0
+
+    def __enter__(self) -> BankWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what was not committed under a key."""
+        self._close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def append(self, name: str, data: bytes | NDArray[Any]) -> None:
+        """Append raw bytes to one file of the entry.
+
+        Raises:
+            ResourceError: The disk is full or read-only.
+        """
+        try:
+            if name not in self._files:
+                self._files[name] = (self.path / name).open("ab", buffering=1 << 20)
+            self._files[name].write(
+                data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            )
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    def picture(
+        self, rgb: NDArray[np.uint8], pts: float, duration: float, index: int, cut: float
+    ) -> None:
+        """Append one sampled picture uint8 [H, W, 3]; ``cut`` is how much it differs from the last."""
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.fromarray(rgb).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        data = stream.getvalue()
+        self.append("pictures", data)
+        self.append(
+            "frames",
+            np.array([(pts, duration, index, self._offset, cut, 0)], dtype=FRAME).tobytes(),
+        )
+        self._offset += len(data)
+
+    def commit(self, meta: dict[str, Any]) -> Bank:
+        """Write ``entry.json`` and open the entry; a keyed one is renamed into the bank."""
+        try:
+            self._close()
+            (self.path / "entry.json").write_text(canonical_json(meta), encoding="utf-8")
+            if self.key is None:
+                return Bank(self.path)
+            target = self.root / self.key
+            try:
+                os.replace(self.path, target)
+            except OSError:
+                if not (target / "entry.json").exists():
+                    raise
+                # Another run finished the same entry first; both hold the same bytes.
+            trim(self.root, keep=self.key)
+            return Bank(target)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    def _close(self) -> None:
+        for stream in self._files.values():
+            stream.close()
+        self._files.clear()
+
+
+class Bank:
+    """A complete entry, read by ranges.
+
+    Attributes:
+        meta: What ``entry.json`` holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read ``entry.json`` and open every file, so that a later clean-up does not disturb us."""
+        self.path = path
+        self.meta: dict[str, Any] = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+        self._files = {p.name: p.open("rb") for p in path.iterdir() if p.suffix != ".json"}
+        self.num_frames = self._size("frames") // FRAME.itemsize
+
+    @staticmethod
+    def find(key: str, root: Path) -> Bank | None:
+        """Open the entry of this key, None when there is none that is whole."""
+        try:
+            bank = Bank(root / key)
+            os.utime(root / key / "entry.json")
+        except (OSError, ValueError):
+            return None
+        return bank
+
+    def close(self) -> None:
+        """Close every file."""
+        for stream in self._files.values():
+            stream.close()
+
+    def _size(self, name: str) -> int:
+        return os.fstat(self._files[name].fileno()).st_size if name in self._files else 0
+
+    def rows(
+        self, name: str, start: int, stop: int, dtype: np.dtype[Any], width: int = 1
+    ) -> NDArray[Any]:
+        """Rows ``start:stop`` [n, width] (or [n] for width 1) of a fixed-width file."""
+        size = dtype.itemsize * width
+        if name not in self._files or stop <= start:
+            data = b""
+        else:
+            data = os.pread(self._files[name].fileno(), (stop - start) * size, start * size)
+        array = np.frombuffer(data, dtype=dtype)
+        return array.reshape(-1, width) if width > 1 else array
+
+    def frames(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Frame records ``start:stop``."""
+        return self.rows("frames", start, self.num_frames if stop is None else stop, FRAME)
+
+    def pictures(
+        self, wanted: Iterator[int] | list[int]
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode pictures by number; each is uint8 [H, W, 3]."""
+        from PIL import Image
+
+        for i in wanted:
+            record = self.frames(i, min(i + 2, self.num_frames))
+            begin = int(record["offset"][0])
+            end = int(record["offset"][1]) if len(record) > 1 else self._size("pictures")
+            data = os.pread(self._files["pictures"].fileno(), end - begin, begin)
+            with Image.open(io.BytesIO(data)) as image:
+                yield i, np.asarray(image.convert("RGB"))
+
+
+def sweep(root: Path) -> None:
+    """Remove unfinished entries whose process is gone."""
+    for path in root.glob(".*-*"):
+        pid = path.name[1:].partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def trim(root: Path, *, keep: str = "", capacity: int = CAPACITY) -> int:
+    """Remove the entries used longest ago until the bank fits; returns the bytes removed."""
+    found = []
+    for path in root.iterdir():
+        entry = path / "entry.json"
+        if not path.name.startswith(".") and entry.exists():
+            size = sum(p.stat().st_size for p in path.iterdir())
+            found.append((entry.stat().st_mtime, size, path))
+    total, removed = sum(size for _, size, _ in found), 0
+    for _, size, path in sorted(found):
+        if total - removed <= capacity:
+            break
+        if path.name != keep:
+            shutil.rmtree(path, ignore_errors=True)
+            removed += size
+    return removed
+
+
+def _cannot_write(root: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write the bank in `{root}`: {error.strerror or error}",
+        hint="free space there, or set TOKPIPE_CACHE_DIR to another folder",
+    )

@@ -1,0 +1,1 @@
+"""Reducers, one file each; the survey's taxonomy is the folder tree."""

@@ -1,0 +1,1 @@
+"""Reducers that follow a score or an attention."""

@@ -1,0 +1,1 @@
+"""Reducers that merge or prune what resembles something else."""

@@ -1,0 +1,126 @@
+"""Drop cells that repeat the last kept cell at their place.
+
+Source: tokpipe; the rule of run-length tokenization (Choudhury et al., RLT, arXiv:2411.05222,
+section 3) with the last kept cell instead of the previous frame as reference.
+Differs: the distance is taken on DCT descriptors, luma and chroma apart, so that grain and codec
+noise do not count; without ``threshold`` nothing is removed, cells are only scored.
+
+A cell is a repeat when its luma coefficients differ by less than ``luma`` and its chroma
+coefficients by less than ``chroma`` grey levels (root mean square over the cell). Score = the
+larger of both ratios, so 1 is the border of novel; a first cell is compared with mid-grey and
+scores at least 1. Repeats are kept first: the keeper stands for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tokpipe.compress._states import StateMapper, frame_slices
+from tokpipe.errors import RecipeError
+from tokpipe.spec import Layout, Scope
+from tokpipe.tensors import TokenBatch, TokenMap
+
+#: Luma and chroma parts of a ``pixels`` descriptor, and pixels per side of each plane's cell.
+_LUMA, _CHROMA, _DIM = slice(0, 16), slice(16, 24), 24
+_LUMA_SIDE, _CHROMA_SIDE = 28.0, 14.0
+
+
+@dataclass(slots=True)
+class _State:
+    mapper: StateMapper = field(default_factory=StateMapper)
+    last: NDArray[np.float32] | None = None
+    settled: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalDrop:
+    """Stream reducer over ``pixels`` tokens of whole frames.
+
+    Attributes:
+        luma, chroma: Grey levels under which a cell counts as unchanged.
+        reference: Compare with the last ``kept`` cell, or with the ``previous`` frame's.
+        threshold: Remove cells that score under this; None only scores them.
+    """
+
+    source: ClassVar[str] = "Choudhury et al., RLT, arXiv:2411.05222, section 3; tokpipe"
+    scope: ClassVar[Scope] = "stream"
+    needs: ClassVar[tuple[str, ...]] = ("pixels",)
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    causal: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    luma: Annotated[float, Field(gt=0, le=255)] = 3.0
+    chroma: Annotated[float, Field(gt=0, le=255)] = 4.0
+    reference: Literal["kept", "previous"] = "kept"
+    threshold: Annotated[float | None, Field(gt=0)] = None
+
+    def start(self, budget: int | None = None, steps: int | None = None) -> _State:
+        """Fresh state; neither the budget nor the length matters."""
+        return _State()
+
+    def push(
+        self, state: _State, carried: TokenBatch | None, new: TokenBatch
+    ) -> tuple[_State, TokenMap]:
+        """Score the block; map over [carried; new]."""
+        score = self.score(state, new)
+        held = 0 if carried is None else len(carried)
+        if self.threshold is None:
+            state.settled = torch.ones(held + len(new), dtype=torch.bool)
+            keep = TokenMap.identity(held + len(new))
+            return state, TokenMap.keep(keep.anchor, keep.num_sources, score=torch.from_numpy(score))
+        frames = len(frame_slices(new))
+        novel = (score >= self.threshold).reshape(frames, -1)
+        tmap = state.mapper.push(held, novel, novel)
+        state.settled = state.mapper.settled
+        before = np.zeros(0, np.float32) if carried is None else carried.score.numpy()
+        rows = torch.from_numpy(np.concatenate([before, score]))[tmap.anchor]
+        return state, TokenMap(
+            src=tmap.src, dst=tmap.dst, weight=tmap.weight, share=tmap.share, anchor=tmap.anchor,
+            num_sources=tmap.num_sources, score=rows,
+        )  # fmt: skip
+
+    def finish(self, state: _State, carried: TokenBatch) -> TokenMap:
+        """Every carried row is kept."""
+        state.settled = torch.ones(len(carried), dtype=torch.bool)
+        return TokenMap.identity(len(carried))
+
+    def score(self, state: _State, new: TokenBatch) -> NDArray[np.float32]:
+        """Change of each cell against its reference, float32 [N]; moves the reference on."""
+        if new.data.shape[1] != _DIM:
+            raise RecipeError(
+                f"`temporal-drop` compares `pixels` descriptors, got tokens of width {new.data.shape[1]}",
+                hint="use it after the `pixels` encoder",
+            )
+        data = new.data.float().cpu().numpy()
+        border = 1.0 if self.threshold is None else self.threshold
+        parts = []
+        for a, b in frame_slices(new):
+            now = data[a:b]
+            first = state.last is None
+            last = _grey(b - a) if state.last is None else state.last
+            if len(last) != len(now):
+                raise RecipeError("`temporal-drop` needs whole frames of one size", hint="put it right after `pixels`")
+            step = now - last
+            luma = np.sqrt((step[:, _LUMA] ** 2).sum(1)) / np.float32(_LUMA_SIDE * self.luma)
+            chroma = np.sqrt((step[:, _CHROMA] ** 2).sum(1)) / np.float32(_CHROMA_SIDE * self.chroma)
+            score = np.maximum(luma, chroma)
+            if first:
+                score = np.maximum(score, np.float32(max(border, 1.0)))
+            moved = (score >= border)[:, None] if self.reference == "kept" else np.True_
+            state.last = np.where(moved, now, last)
+            parts.append(score.astype(np.float32))
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _grey(cells: int) -> NDArray[np.float32]:
+    """Descriptors of flat mid-grey, what a cell shows before anything is known of it."""
+    flat = np.zeros((cells, _DIM), dtype=np.float32)
+    flat[:, 0] = 128 * _LUMA_SIDE
+    return flat

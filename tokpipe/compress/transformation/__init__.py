@@ -1,0 +1,1 @@
+"""Reducers that reshape: selection of frames, pooling, transforms."""

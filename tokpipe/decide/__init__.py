@@ -1,0 +1,12 @@
+"""Decide many times: from a bank entry to the rows a budget buys.
+
+A window is the stretch of media one budget is settled over: everything for totals, 60 s for the
+other forms (the remainder carries over). In a window each stream counts what it can offer, the
+budget is split, and the last reducer of each chain meets its part exactly.
+"""
+
+from __future__ import annotations
+
+from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
+
+__all__ = ["Demand", "Kept", "candidates", "check_layout", "decide"]

@@ -1,0 +1,195 @@
+"""The video side of a decision: candidates stream from the bank, the last reducer meets its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokpipe.budget import Supply
+from tokpipe.cache.bank import Bank
+from tokpipe.compress._fit import allocate_frames, fit_budget
+from tokpipe.decide._stream import meets_budget, removes, through_all, through_stream
+from tokpipe.encode.pixels import DIM, cell_tokens
+from tokpipe.ingest import Chain
+from tokpipe.recipe import build
+from tokpipe.spec import Layout, StepSpec
+from tokpipe.tensors import TokenBatch
+
+#: Frames of one block: fixed, so that results depend on nothing else.
+BLOCK = 64
+#: Least tokens a reducer of video scope sees.
+POOL = 16384
+_SCORER, _SELECTOR = "temporal-drop", "anchor-updates"
+
+
+class VideoSide:
+    """Runs a video chain's reducers, one window at a time.
+
+    Attributes:
+        supply: What the window offers; set by :meth:`window`.
+        frames: Sampled frames in the window.
+        settled: Rows the window will give; set by :meth:`settle`.
+    """
+
+    def __init__(self, bank: Bank, chain: Chain, *, limit: int | None, pool: int | None, device: str) -> None:
+        """``limit`` is the most rows ever wanted of one window (None: no budget at all)."""
+        self.bank, self.limit, self.pool, self.device = bank, limit, pool, device
+        self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
+        self.cells = self.grid[0] * self.grid[1]
+        self.scorers, self.final = complete(chain.reducers, budgeted=limit is not None)
+        self.pts = bank.frames()["pts"].copy()
+        self.supply, self.frames, self.settled = Supply(), 0, 0
+        self.first = self.last = 0
+        self._state: Any = None
+        self._made: TokenBatch | None = None
+
+    def window(self, start: float, stop: float | None) -> None:
+        """Look at the frames with ``start`` <= pts < ``stop`` and count what they offer."""
+        self.first = int(np.searchsorted(self.pts, start)) if start > 0 else 0
+        self.last = len(self.pts) if stop is None else int(np.searchsorted(self.pts, stop))
+        self.frames, self._made = self.last - self.first, None
+        total = self.frames * self.cells
+        if hasattr(self.final, "settle"):
+            limit = total if self.limit is None else min(total, self.limit)
+            self._state = self.final.begin(limit, *self.grid)
+            for block in self._scored():
+                self.final.observe(self._state, block)
+            self.supply = self.final.supply(self._state)
+        elif any(removes(r) for r in self.scorers):
+            count = sum(len(block) for block in self._scored())
+            self.supply = Supply(count, count)
+        else:
+            self.supply = Supply(total, total)
+
+    def settle(self, budget: int | None, layout: Layout, each: int | None) -> None:
+        """Fix how many rows the window gives: at most ``budget``, at most ``each`` of a frame."""
+        if self._state is not None:
+            budget = self.supply.total if budget is None else budget
+            self.final.settle(self._state, budget, layout, each)
+            pieces, chosen = len(self._state.pieces), len(self._state.chosen)
+            self.settled = chosen // self.cells * pieces if pieces else chosen
+            return
+        self._made = self._generic(budget, layout, each)
+        self.settled = len(self._made)
+
+    def rows(self) -> tuple[TokenBatch, torch.Tensor]:
+        """Kept rows in the cache's order and their priority float64 [K] in (0, 1), low kept longest."""
+        if self._state is None:
+            assert self._made is not None  # noqa: S101 - settle comes first
+            made = self._made.sorted()
+            score = torch.where(torch.isnan(made.score), made.mass, made.score)
+            order = torch.argsort(torch.argsort(score, descending=True, stable=True))
+        else:
+            parts = list(through_stream(self._scored(), self.final, self._state))
+            made = TokenBatch.cat(parts).sorted() if parts else self._empty()
+            if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
+                made = made.reduce(pooled).sorted()
+            order = self.final.order(self._state, made)
+        return made, (order.double() + 0.5) / max(1, len(made))
+
+    def _scored(self) -> Iterator[TokenBatch]:
+        return through_all(self._blocks(self.first, self.last), self.scorers)
+
+    def _blocks(self, first: int, last: int) -> Iterator[TokenBatch]:
+        for a in range(first, last, BLOCK):
+            yield self._tokens(a, min(a + BLOCK, last))
+
+    def _tokens(self, a: int, b: int) -> TokenBatch:
+        """Source tokens of sampled frames ``a:b``; each stands until the next sampled frame."""
+        records = self.bank.frames(a, min(b + 1, self.bank.num_frames))
+        start = records["pts"][: b - a]
+        stop = np.append(records["pts"][1:], self._end(records)) if b == self.bank.num_frames else records["pts"][1:]
+        data = self.bank.rows("descriptors", a * self.cells, b * self.cells, np.dtype("<f2"), DIM)
+        return cell_tokens(
+            torch.from_numpy(data.copy()), torch.from_numpy(start.copy()),
+            torch.from_numpy(np.maximum(stop, start)), torch.from_numpy(records["index"][: b - a].copy()),
+            torch.arange(a, b, dtype=torch.int32), *self.grid,
+        )  # fmt: skip
+
+    def _end(self, records: Any) -> float:
+        return max(float(records["pts"][-1] + records["duration"][-1]), float(self.bank.meta["video_end"]))
+
+    def _empty(self) -> TokenBatch:
+        none = torch.zeros(0, dtype=torch.float64)
+        return TokenBatch.build(torch.zeros(0, DIM, dtype=torch.float16), none)
+
+    def _generic(self, budget: int | None, layout: Layout, each: int | None) -> TokenBatch:
+        """Reducers that see a frame, or the pool, at once."""
+        if budget == 0 or not self.frames:
+            return self._empty()
+        if budget is None:
+            parts = [*through_all(self._scored(), [self.final] if self.final is not None else [])]
+            return TokenBatch.cat(parts) if parts else self._empty()
+        exact = layout == "ragged"
+        if self.final.scope == "frame" or each is not None:
+            counts = [len(frame) for frame in self._by_frame()]
+            caps = counts if each is None else [min(each, n) for n in counts]
+            quota = allocate_frames(caps, min(budget, sum(caps)))
+            parts = [
+                self._fit(frame, n, exact=exact)
+                for frame, n in zip(self._by_frame(), quota, strict=True) if n
+            ]  # fmt: skip
+            return TokenBatch.cat(parts) if parts else self._empty()
+        return self._fit(self._gather(budget), budget, exact=exact)
+
+    def _fit(self, tokens: TokenBatch, budget: int, *, exact: bool) -> TokenBatch:
+        placed = tokens.to(self.device)
+        return placed.reduce(fit_budget(self.final, placed, budget, exact=exact)).to("cpu")
+
+    def _by_frame(self) -> Iterator[TokenBatch]:
+        for block in self._scored():
+            for step in torch.unique(block.cell[:, 0]).tolist():
+                yield block.take(block.cell[:, 0] == step)
+
+    def _gather(self, budget: int) -> TokenBatch:
+        """The pool: every candidate, or as many as it holds."""
+        room = max(budget, self.pool or max(16 * budget, POOL))
+        if "frames" in getattr(self.final, "layouts", ()):
+            count = min(self.frames, max(1, room // self.cells, -(-budget // self.cells)))
+            if count < self.frames:
+                wanted = [self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)]
+                return TokenBatch.cat([self._tokens(t, t + 1) for t in wanted])
+        held: TokenBatch | None = None
+        for block in self._pool_blocks():
+            held = block if held is None else TokenBatch.cat([held, block])
+            if len(held) > room:
+                held = held.take(_best(held.extras["pool"], room))
+        if held is None:
+            return self._empty()
+        return held.with_columns(extras={k: v for k, v in held.extras.items() if k != "pool"})  # type: ignore[arg-type]
+
+    def _pool_blocks(self) -> Iterator[TokenBatch]:
+        """Scored blocks with a column ``pool`` that says which tokens make room first."""
+        novelty: Any = build(StepSpec(use=_SCORER))
+        state = novelty.start()
+        for block in self._scored():
+            if torch.isnan(block.score).any():
+                change = torch.from_numpy(novelty.score(state, block))
+            else:
+                change = block.score
+            yield block.with_extras(pool=change)
+
+
+def complete(reducers: list[Any], *, budgeted: bool) -> tuple[list[Any], Any]:
+    """Split a chain into what comes before and the reducer that meets the budget.
+
+    A chain that only encodes or only scores gets the default tail; one whose reducers were told to
+    remove tokens gets the best-scored of the rest.
+    """
+    if not budgeted:
+        return (reducers[:-1], reducers[-1]) if reducers else ([], None)
+    if reducers and meets_budget(reducers[-1]):
+        return reducers[:-1], reducers[-1]
+    if any(removes(r) for r in reducers):
+        return reducers, build(StepSpec(use="top-k"))
+    head = reducers or [build(StepSpec(use=_SCORER))]
+    return head, build(StepSpec(use=_SELECTOR))
+
+
+def _best(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices int64 [count], ascending, of the highest scores; ties to the lower index."""
+    order = torch.argsort(score, descending=True, stable=True)[:count]
+    return order.sort().values

@@ -1,0 +1,133 @@
+"""Audio on the media's clock: one channel at 16 kHz, gaps filled, late starts kept.
+
+Every decoded frame is placed by its own timestamp. A hole of more than 20 ms is filled with
+silence, an overlap is dropped, and both are counted, so sample i of the result is always the
+media time i / 16000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RATE = 16000
+#: Samples of one block handed on (1 s), and the hole in 1 / seconds that is not just rounding.
+BLOCK = RATE
+TOLERANCE = 50
+
+
+def resampled_length(samples: int, sample_rate: int) -> int:
+    """Samples at 16 kHz that lie within ``samples`` of the source: ceil(n x 16000 / rate)."""
+    return -(-samples * RATE // sample_rate)
+
+
+@dataclass(slots=True)
+class AudioPlacer:
+    """Resamples decoded frames and puts them where their timestamps say.
+
+    Attributes:
+        scale: Units a second of the start times, a multiple of 16000 and of the sample rate.
+        written: Samples handed on so far; the next block starts at written / 16000 s.
+        gaps, overlaps: Holes filled and overlaps dropped, in samples at 16 kHz.
+    """
+
+    scale: int
+    written: int = 0
+    gaps: int = 0
+    overlaps: int = 0
+    late: int = 0
+    started: bool = False
+    _resampler: av.AudioResampler | None = None
+    _form: tuple[int, str, str] | None = None
+    _fed: int = 0
+    _taken: int = 0
+    _origin: int = 0
+    _skip: int = 0
+    _parts: list[NDArray[np.float32]] = field(default_factory=list)
+    _held: int = 0
+
+    def push(self, frame: av.AudioFrame, start: int) -> Iterator[NDArray[np.float32]]:
+        """Blocks float32 [L] that are complete after this frame, which starts at ``start`` units."""
+        form = (frame.sample_rate, frame.layout.name, frame.format.name)
+        expected = self._origin * self.scale // RATE
+        if self._form is not None:
+            expected += self._fed * self.scale // self._form[0]
+        off = abs(start - expected) * TOLERANCE
+        if self._resampler is None or form != self._form or off > self.scale:
+            yield from self._open(form, start)
+        self._fed += frame.samples
+        frame.pts = None
+        assert self._resampler is not None  # noqa: S101 - _open has just made it
+        for out in self._resampler.resample(frame):
+            yield from self._take(out.to_ndarray()[0])
+
+    def finish(self) -> Iterator[NDArray[np.float32]]:
+        """The remaining blocks."""
+        yield from self._close()
+        yield from self._emit(last=True)
+
+    def _open(self, form: tuple[int, str, str], start: int) -> Iterator[NDArray[np.float32]]:
+        yield from self._close()
+        target = (2 * start * RATE + self.scale) // (2 * self.scale)
+        have = self.written + self._held
+        if target > have:
+            if self.started:
+                self.gaps += target - have
+            else:
+                self.late = target
+            yield from self._silence(target - have)
+        elif self.started:
+            self.overlaps += have - target
+        self.started = True
+        self._origin, self._fed, self._taken, self._form = target, 0, 0, form
+        self._skip = max(0, have - target)
+        self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE, frame_size=BLOCK)
+
+    def _close(self) -> Iterator[NDArray[np.float32]]:
+        """End a contiguous stretch at exactly the length its source samples span."""
+        if self._resampler is None or self._form is None:
+            return
+        for out in self._resampler.resample(None):
+            yield from self._take(out.to_ndarray()[0])
+        missing = resampled_length(self._fed, self._form[0]) - self._taken
+        if missing > 0:
+            yield from self._take(np.zeros(missing, dtype=np.float32))
+        self._resampler = None
+
+    def _take(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        assert self._form is not None  # noqa: S101 - only called inside a stretch
+        room = resampled_length(self._fed, self._form[0]) - self._taken
+        samples = samples[: max(0, room)]
+        self._taken += len(samples)
+        dropped = min(self._skip, len(samples))
+        self._skip -= dropped
+        yield from self._add(samples[dropped:])
+
+    def _silence(self, count: int) -> Iterator[NDArray[np.float32]]:
+        while count > 0:
+            part = min(count, BLOCK)
+            yield from self._add(np.zeros(part, dtype=np.float32))
+            count -= part
+
+    def _add(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        if len(samples):
+            self._parts.append(samples)
+            self._held += len(samples)
+        yield from self._emit()
+
+    def _emit(self, *, last: bool = False) -> Iterator[NDArray[np.float32]]:
+        if self._held < BLOCK and not (last and self._held):
+            return
+        joined = np.concatenate(self._parts)
+        stop = len(joined) if last else len(joined) // BLOCK * BLOCK
+        for a in range(0, stop, BLOCK):
+            yield joined[a : a + BLOCK]
+        self.written += stop
+        self._parts, self._held = ([joined[stop:]] if stop < len(joined) else []), len(joined) - stop

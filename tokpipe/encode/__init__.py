@@ -1,0 +1,1 @@
+"""Frames and audio in, tokens out: one file per family."""

@@ -1,0 +1,237 @@
+"""Decode once, encode once: fill a bank entry with what no budget, recipe tail or query changes.
+
+    decode ─▶ sample ─▶ resize ─┐ bounded queue ┌─▶ encode ─▶ bank
+              (one thread)      └───────────────┘  (caller)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokpipe import __version__, registry
+from tokpipe.cache.bank import Bank, BankWriter, bank_root
+from tokpipe.decode import open_media
+from tokpipe.digest import chain
+from tokpipe.encode.pixels import CELL, DIM
+from tokpipe.flow import prefetch
+from tokpipe.grid import Grid
+from tokpipe.recipe import Recipe, build
+from tokpipe.spec import MediaInfo, StepSpec
+from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
+
+Progress = Callable[[str, float, float | None], None]
+
+
+@dataclass(slots=True)
+class Chain:
+    """The operators of one stream, ready to run."""
+
+    sampler: Any = None
+    encoder: Any = None
+    reducers: list[Any] = field(default_factory=list)
+    steps: tuple[StepSpec, ...] = ()
+
+    @property
+    def head(self) -> list[Any]:
+        """Canonical steps up to the encoder: what the bank's key depends on."""
+        out = []
+        for step in self.steps:
+            kind = registry.lookup(step.use).kind
+            if kind != "reducer":
+                out.append([step.use, getattr(registry.load(step.use), "version", 1), step.params])
+        return out
+
+
+def build_chain(steps: tuple[StepSpec, ...]) -> Chain:
+    """Build the operators of one chain. Raises RecipeError at the first wrong parameter."""
+    made = Chain(steps=steps)
+    for step in steps:
+        operator, kind = build(step), registry.lookup(step.use).kind
+        if kind == "reducer":
+            made.reducers.append(operator)
+        else:
+            setattr(made, kind, operator)
+    return made
+
+
+@dataclass(slots=True)
+class Ingested:
+    """A bank entry and how it came about.
+
+    Attributes:
+        reused: It was there already.
+        seconds: Wall time of decoding (with sampling and resizing) and of encoding.
+    """
+
+    bank: Bank
+    reused: bool
+    seconds: dict[str, float]
+
+
+def ingest(
+    path: Path, info: MediaInfo, recipe: Recipe, chains: dict[str, Chain], *, keep: bool = True,
+    strict: bool = False, batch_size: int = 16, depth: int = 2, progress: Progress | None = None,
+) -> Ingested:  # fmt: skip
+    """Find the bank entry of a file, or make it.
+
+    Args:
+        keep: Leave the entry in the bank; otherwise it vanishes with the returned object's run.
+        batch_size: Frames handed over together; results do not depend on it.
+        depth: Batches the decoder may run ahead.
+        progress: Called with stage, media seconds done and in all.
+    """
+    root = bank_root()
+    key = bank_key(info, chains, strict)
+    if keep and (bank := Bank.find(key, root)) is not None:
+        return Ingested(bank, True, {"decode": 0.0, "encode": 0.0})
+    writer = BankWriter(key if keep else None, root)
+    with writer:
+        run = _Run(path, info, chains, writer, strict, batch_size, progress)
+        meta = run.fill(depth)
+        bank = writer.commit(meta)
+    return Ingested(bank, False, run.seconds)
+
+
+def bank_key(info: MediaInfo, chains: dict[str, Chain], strict: bool) -> str:
+    """Digest chain of everything the entry depends on."""
+    import av
+    import PIL
+
+    policy = {
+        "backend": "pyav", "av": av.__version__, "pillow": PIL.__version__, "torch": torch.__version__,
+        "video": info.video.index if info.video else None,
+        "audio": info.audio.index if info.audio else None, "strict": strict,
+    }  # fmt: skip
+    heads = {name: made.head for name, made in chains.items()}
+    return chain("bank", __version__, info.fingerprint, policy, heads)
+
+
+class _Run:
+    def __init__(
+        self, path: Path, info: MediaInfo, chains: dict[str, Chain], writer: BankWriter,
+        strict: bool, batch_size: int, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.source = open_media_of(path, info, strict)
+        self.info, self.writer, self.batch_size, self.progress = info, writer, batch_size, progress
+        self.video = chains.get("video") if info.video is not None else None
+        self.audio = chains.get("audio") if info.audio is not None else None
+        self.grid: Grid | None = self.video.encoder.grid(info) if self.video else None
+        self.mel = self.audio.encoder.stream() if self.audio else None
+        self.last: Any = None
+        self.samples = 0
+        self.cells = 0
+        self.steps = 0
+        self.seconds = {"decode": 0.0, "encode": 0.0}
+
+    def fill(self, depth: int) -> dict[str, Any]:
+        with closing(prefetch(self._decoded(), depth)) as items:
+            for item in items:
+                began = time.perf_counter()
+                if isinstance(item, AudioChunk):
+                    self._sound(item)
+                else:
+                    self._frames(item)
+                self.seconds["encode"] += time.perf_counter() - began
+        if self.mel is not None:
+            self._mel_tokens(self.mel.finish())
+        return self._meta()
+
+    def _decoded(self) -> Iterator[FrameBatch | AudioChunk]:
+        """Runs in the decoder's thread: batches at the grid's size, audio in between."""
+        began = time.perf_counter()
+        held: list[Any] = []
+        events: Any = self.source.read()
+        if self.video is not None:
+            events = self.video.sampler.sample(events)
+        for event in events:
+            if isinstance(event, AudioChunk):
+                if self.audio is not None:
+                    yield from self._timed(event, began)
+                began = time.perf_counter()
+            else:
+                held.append((event, event.rgb(self.grid.width, self.grid.height)))  # type: ignore[union-attr]
+                if len(held) == self.batch_size:
+                    yield from self._timed(_batch(held), began)
+                    held, began = [], time.perf_counter()
+        if held:
+            yield from self._timed(_batch(held), began)
+
+    def _timed(self, item: Any, began: float) -> Iterator[Any]:
+        self.seconds["decode"] += time.perf_counter() - began
+        yield item
+
+    def _frames(self, batch: FrameBatch) -> None:
+        assert self.video is not None  # noqa: S101 - frames come only with a video chain
+        data = self.video.encoder.encode(batch).data.numpy().reshape(len(batch), -1, DIM)
+        self.writer.append("descriptors", data.astype("<f2"))
+        for i in range(len(batch)):
+            means = data[i, :, 0].astype(np.float32) / CELL
+            cut = 255.0 if self.last is None else float(np.abs(means - self.last).mean())
+            self.last = means
+            self.writer.picture(
+                batch.pixels[i].numpy(), float(batch.pts[i]), float(batch.duration[i]),
+                int(batch.index[i]), cut,
+            )  # fmt: skip
+        self.steps += len(batch)
+        self._report(float(batch.pts[-1]))
+
+    def _sound(self, chunk: AudioChunk) -> None:
+        assert self.mel is not None  # noqa: S101 - audio comes only with an audio chain
+        wave = chunk.samples[0].numpy()
+        self.writer.append("audio", np.rint(wave.clip(-1, 1) * 32767).astype("<i2"))
+        self.samples += len(wave)
+        self._mel_tokens(self.mel.push(wave))
+        if self.video is None:
+            self._report(chunk.pts)
+
+    def _mel_tokens(self, batches: list[TokenBatch]) -> None:
+        for tokens in batches:
+            self.writer.append("mel", tokens.data.numpy().astype("<f2"))
+            columns = [tokens.extras[name].numpy() for name in sorted(tokens.extras)]
+            self.writer.append("mel_columns", np.stack(columns, 1).astype("<f4"))
+            self.cells += len(tokens)
+
+    def _report(self, at: float) -> None:
+        if self.progress is not None:
+            self.progress("decode", at, self.info.duration)
+
+    def _meta(self) -> dict[str, Any]:
+        report = self.source.report
+        grid = self.grid
+        mel = self.mel
+        return {
+            "grid": None if grid is None else [grid.rows, grid.cols, grid.aspect_error],
+            "steps": self.steps, "samples": self.samples, "cells": self.cells,
+            "columns": sorted(type(self.audio.encoder).extras) if self.audio else [],
+            "maxima": [float(m) for m in mel.window_maxima] if mel is not None else [],
+            "decoded": report.frames, "damaged": report.damaged,
+            "video_end": report.video_end, "audio_end": report.audio_end,
+            "notes": [list(note) for note in report.notes],
+        }  # fmt: skip
+
+
+def open_media_of(path: Path, info: MediaInfo, strict: bool) -> Any:
+    """The source of a file that was probed already."""
+    return open_media(
+        path, strict=strict,
+        video_stream=str(info.video.index) if info.video else "none",
+        audio_stream=str(info.audio.index) if info.audio else "none",
+    )  # fmt: skip
+
+
+def _batch(held: list[Any]) -> FrameBatch:
+    pictures = [picture for picture, _ in held]
+    return FrameBatch(
+        pixels=torch.from_numpy(np.stack([pixels for _, pixels in held])),
+        pts=torch.tensor([p.pts for p in pictures], dtype=torch.float64),
+        duration=torch.tensor([p.duration for p in pictures], dtype=torch.float64),
+        index=torch.tensor([p.index for p in pictures], dtype=torch.int64),
+    )

@@ -1,0 +1,288 @@
+"""How tokens are reduced: a sparse linear map, or one small matrix per axis of a grid.
+
+Letters: N source tokens, K rows kept, M map entries, D width, T Y X axes of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from tokpipe.spec import KIND_MERGED, KIND_POOLED
+
+
+def check_tensor(
+    owner: object, name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int]
+) -> None:
+    """Raise ValueError with both dtypes and shapes when ``value`` is not as declared."""
+    if value.dtype != dtype or tuple(value.shape) != tuple(shape):
+        raise ValueError(
+            f"{type(owner).__name__}.{name}: expected {dtype} {list(shape)}, "
+            f"got {value.dtype} {list(value.shape)}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TokenMap:
+    """A sparse linear K x N map: which sources make which kept row.
+
+    ``weight`` makes the data (final coefficients; never normalised again), ``share`` says who
+    stands for whom (a source's shares sum to 1, or to 0 where it is dropped), ``anchor`` is the
+    source whose place the row takes. An entry may have weight 0 (a dropped repeat its keeper
+    stands for) or share 0.
+
+    Attributes:
+        src, dst: int64 [M].
+        weight, share: float32 [M].
+        anchor: int64 [K], -1 none.
+        num_sources: N.
+        score: float32 [K] the method's score of each row, NaN none.
+        kind: uint8 [K] as the ``kind`` column, or None: kept where one source made the data.
+    """
+
+    src: Tensor
+    dst: Tensor
+    weight: Tensor
+    share: Tensor
+    anchor: Tensor
+    num_sources: int
+    score: Tensor | None = None
+    kind: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges."""
+        m, k = self.src.shape[0], self.anchor.shape[0]
+        for name, dtype in (("src", torch.int64), ("dst", torch.int64)):
+            check_tensor(self, name, getattr(self, name), dtype, (m,))
+        for name in ("weight", "share"):
+            check_tensor(self, name, getattr(self, name), torch.float32, (m,))
+        check_tensor(self, "anchor", self.anchor, torch.int64, (k,))
+        if self.score is not None:
+            check_tensor(self, "score", self.score, torch.float32, (k,))
+        if self.kind is not None:
+            check_tensor(self, "kind", self.kind, torch.uint8, (k,))
+        if m and not (0 <= int(self.src.min()) and int(self.src.max()) < self.num_sources):
+            raise ValueError(f"TokenMap.src: out of range for {self.num_sources} sources")
+        if m and not (0 <= int(self.dst.min()) and int(self.dst.max()) < k):
+            raise ValueError(f"TokenMap.dst: out of range for {k} rows")
+        if k and not (-1 <= int(self.anchor.min()) and int(self.anchor.max()) < self.num_sources):
+            raise ValueError(f"TokenMap.anchor: out of range for {self.num_sources} sources")
+
+    def __len__(self) -> int:
+        """Return K."""
+        return int(self.anchor.shape[0])
+
+    def __repr__(self) -> str:
+        """Show K, N and M."""
+        return f"TokenMap({len(self)} of {self.num_sources}, {self.src.shape[0]} entries)"
+
+    @staticmethod
+    def keep(index: Tensor, num_sources: int, *, score: Tensor | None = None) -> TokenMap:
+        """Keep the sources ``index`` int64 [K], in that order; the others are dropped."""
+        index = index.to(torch.int64)
+        ones = torch.ones(index.shape[0], dtype=torch.float32, device=index.device)
+        dst = torch.arange(index.shape[0], device=index.device)
+        return TokenMap(src=index, dst=dst, weight=ones, share=ones, anchor=index,
+                        num_sources=num_sources, score=score)  # fmt: skip
+
+    @staticmethod
+    def identity(num_sources: int, device: torch.device | str = "cpu") -> TokenMap:
+        """Keep everything as it is."""
+        return TokenMap.keep(torch.arange(num_sources, device=device), num_sources)
+
+    @staticmethod
+    def mean(group: Tensor, num_groups: int, *, anchor: Tensor | None = None) -> TokenMap:
+        """Average each group.
+
+        Args:
+            group: int64 [N], the row each source goes to, -1 dropped.
+            num_groups: K.
+            anchor: int64 [K]; default the first source of each group.
+        """
+        return TokenMap._grouped(group, num_groups, None, anchor)
+
+    @staticmethod
+    def mass_mean(
+        group: Tensor, num_groups: int, mass: Tensor, *, anchor: Tensor | None = None
+    ) -> TokenMap:
+        """Average each group weighted by ``mass`` float32 [N] (ToMe's sizes)."""
+        return TokenMap._grouped(group, num_groups, mass, anchor)
+
+    @staticmethod
+    def keep_first(group: Tensor, num_groups: int) -> TokenMap:
+        """The first source of each group is kept as it is and stands for the whole group."""
+        base = TokenMap._grouped(group, num_groups, None, None)
+        weight = (base.src == base.anchor[base.dst]).to(torch.float32)
+        return replace(base, weight=weight)
+
+    @staticmethod
+    def _grouped(
+        group: Tensor, num_groups: int, mass: Tensor | None, anchor: Tensor | None
+    ) -> TokenMap:
+        n = group.shape[0]
+        src = torch.nonzero(group >= 0).flatten()
+        dst = group[src].to(torch.int64)
+        raw = torch.ones(src.shape[0], device=group.device) if mass is None else mass[src].float()
+        total = torch.zeros(num_groups, device=group.device).index_add_(0, dst, raw)
+        if anchor is None:
+            anchor = torch.full((num_groups,), n, dtype=torch.int64, device=group.device)
+            anchor = anchor.scatter_reduce(0, dst, src, "amin")
+            anchor = torch.where(anchor == n, -1, anchor)
+        share = torch.ones(src.shape[0], dtype=torch.float32, device=group.device)
+        return TokenMap(src=src, dst=dst, weight=raw / total[dst], share=share,
+                        anchor=anchor, num_sources=n)  # fmt: skip
+
+    @property
+    def gathers(self) -> bool:
+        """Every row is made from exactly one source with weight 1."""
+        live = self.weight != 0
+        rows = self.dst[live]
+        return (
+            rows.shape[0] == len(self)
+            and bool((self.weight[live] == 1).all())
+            and bool((torch.bincount(rows, minlength=len(self)) == 1).all())
+        )
+
+    def then(self, after: TokenMap) -> TokenMap:
+        """Compose: ``a.then(b)`` applied once equals ``a`` then ``b``.
+
+        Weights and shares multiply along each path and are summed over parallel paths; anchors
+        follow ``after``. Raises ValueError when ``after`` does not take this map's rows.
+        """
+        if after.num_sources != len(self):
+            raise ValueError(f"cannot compose: {len(self)} rows into a map of {after.num_sources}")
+        order = torch.argsort(self.dst, stable=True)
+        counts = torch.bincount(self.dst, minlength=len(self))
+        starts = torch.cumsum(counts, 0) - counts
+        reps = counts[after.src]
+        entry = torch.repeat_interleave(torch.arange(after.src.shape[0], device=reps.device), reps)
+        offset = torch.arange(entry.shape[0], device=reps.device)
+        offset = offset - torch.repeat_interleave(torch.cumsum(reps, 0) - reps, reps)
+        inner = order[starts[after.src[entry]] + offset]
+        key = after.dst[entry] * self.num_sources + self.src[inner]
+        uniq, inverse = torch.unique(key, return_inverse=True)
+        weight = torch.zeros(uniq.shape[0], dtype=torch.float64, device=key.device)
+        share = torch.zeros_like(weight)
+        weight.index_add_(0, inverse, (self.weight[inner] * after.weight[entry]).double())
+        share.index_add_(0, inverse, (self.share[inner] * after.share[entry]).double())
+        none = torch.full_like(after.anchor, -1)
+        anchor = torch.where(after.anchor >= 0, self.anchor[after.anchor.clamp(min=0)], none) \
+            if len(self) else none  # fmt: skip
+        return TokenMap(
+            src=uniq % max(1, self.num_sources), dst=uniq // max(1, self.num_sources),
+            weight=weight.float(), share=share.float(), anchor=anchor,
+            num_sources=self.num_sources,
+            score=self._score_after(after), kind=self._kind_after(after),
+        )  # fmt: skip
+
+    def _score_after(self, after: TokenMap) -> Tensor | None:
+        """Scores of a composition: those of ``after``, else of the row whose place is taken."""
+        if after.score is not None or self.score is None:
+            return after.score
+        place = self.score[after.anchor.clamp(min=0)] if len(self) else after.anchor.float()
+        return torch.where(after.anchor >= 0, place, torch.nan)
+
+    def _kind_after(self, after: TokenMap) -> Tensor | None:
+        """Kinds of a composition: those of ``after``, else merged or as the row taken."""
+        if after.kind is not None or self.kind is None or not len(self):
+            return after.kind
+        merged = torch.bincount(after.dst[after.weight != 0], minlength=len(after)) > 1
+        place = self.kind[after.anchor.clamp(min=0)]
+        return torch.where(merged | (after.anchor < 0), KIND_MERGED, place.long()).to(torch.uint8)
+
+    def unmerge(self, data: Tensor) -> Tensor:
+        """Copy rows [K, D] back to their sources [N, D] along the largest share; dropped get 0."""
+        best = torch.full((self.num_sources,), -1.0, device=data.device)
+        best = best.scatter_reduce(0, self.src, self.share, "amax")
+        entry = torch.nonzero((self.share == best[self.src]) & (self.share > 0)).flatten()
+        # The lowest entry wins; scatter_reduce is repeatable where plain assignment is not.
+        first = torch.full((self.num_sources,), self.src.shape[0], device=data.device)
+        first = first.scatter_reduce(0, self.src[entry], entry, "amin")
+        owner = torch.full((self.num_sources,), -1, dtype=torch.int64, device=data.device)
+        has = first < self.src.shape[0]
+        owner[has] = self.dst[first[has]]
+        out = data.new_zeros((self.num_sources, *data.shape[1:]))
+        out[owner >= 0] = data[owner[owner >= 0]]
+        return out
+
+    def to(self, device: torch.device | str) -> TokenMap:
+        """Move every tensor to ``device``."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device) for k, v in columns.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class GridMap:
+    """One small matrix per axis, for pooling, resizing and transforms of a dense grid.
+
+    Row ``(i, j, k)`` of the result is the sum over sources of ``t[i, .] * y[j, .] * x[k, .]``.
+    Sources are in raster order (t, y, x), all of them present. Shares are the absolute weights
+    normalised per source, so mass is conserved wherever a source has any weight.
+
+    Attributes:
+        t, y, x: float32 [out, in].
+    """
+
+    t: Tensor
+    y: Tensor
+    x: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that the three are float32 matrices."""
+        for name in ("t", "y", "x"):
+            value: Tensor = getattr(self, name)
+            if value.ndim != 2:
+                raise ValueError(f"GridMap.{name}: expected [out, in], got {list(value.shape)}")
+            check_tensor(self, name, value, torch.float32, value.shape)
+
+    def __len__(self) -> int:
+        """Return K."""
+        return int(self.t.shape[0] * self.y.shape[0] * self.x.shape[0])
+
+    def __repr__(self) -> str:
+        """Show the grid before and after."""
+        axes = [getattr(self, name).shape for name in ("t", "y", "x")]
+        return f"GridMap({'x'.join(str(a[1]) for a in axes)} to {'x'.join(str(a[0]) for a in axes)})"
+
+    @property
+    def num_sources(self) -> int:
+        """N."""
+        return int(self.t.shape[1] * self.y.shape[1] * self.x.shape[1])
+
+    @staticmethod
+    def average(size_in: int, size_out: int) -> Tensor:
+        """Matrix [out, in] of adaptive average pooling (bins from floor(i n/m) to ceil((i+1) n/m))."""
+        matrix = torch.zeros(size_out, size_in)
+        for i in range(size_out):
+            a, b = i * size_in // size_out, -(-(i + 1) * size_in // size_out)
+            matrix[i, a:b] = 1 / (b - a)
+        return matrix
+
+    def apply(self, data: Tensor) -> Tensor:
+        """Make rows [K, D] from tokens [N, D]; float32 sums, dtype kept."""
+        d = data.shape[1]
+        cube = data.float().reshape(self.t.shape[1], self.y.shape[1], self.x.shape[1], d)
+        out = torch.einsum("at,by,cx,tyxd->abcd", self.t, self.y, self.x, cube)
+        return out.reshape(len(self), d).to(data.dtype)
+
+    def expand(self) -> TokenMap:
+        """The same reduction as a TokenMap (kind pooled; anchor: the source of largest weight)."""
+        weight = torch.ones(1, device=self.t.device)
+        share = torch.ones_like(weight)
+        src = dst = torch.zeros(1, dtype=torch.int64, device=self.t.device)
+        anchor = src
+        for matrix in (self.t, self.y, self.x):
+            rows, cols = torch.nonzero(matrix, as_tuple=True)
+            part = matrix.abs() / matrix.abs().sum(0).clamp(min=1e-30)
+            dst = (dst[:, None] * matrix.shape[0] + rows).flatten()
+            src = (src[:, None] * matrix.shape[1] + cols).flatten()
+            weight = (weight[:, None] * matrix[rows, cols]).flatten()
+            share = (share[:, None] * part[rows, cols]).flatten()
+            anchor = (anchor[:, None] * matrix.shape[1] + matrix.abs().argmax(1)).flatten()
+        kind = torch.full((len(self),), KIND_POOLED, dtype=torch.uint8, device=weight.device)
+        return TokenMap(src=src, dst=dst, weight=weight, share=share, anchor=anchor,
+                        num_sources=self.num_sources, kind=kind)  # fmt: skip

@@ -1,0 +1,135 @@
+"""What each kind of operator must offer. Structural: no base class is needed.
+
+An operator is a frozen dataclass in a file of its own. Its fields are its parameters, with
+ranges in ``Annotated``. Class attributes say what it is:
+
+``source``   paper and section, or "tokpipe" for our own
+``scope``    how much context ``decide`` must see: frame, window, stream or video
+``needs``    extras, ``query`` or modalities that must be there (an unmet need is a RecipeError)
+``causal``   it never looks ahead
+``version``  raised when its output changes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tokpipe.spec import MediaInfo, Scope, TokenSpec
+    from tokpipe.tensors import AudioChunk, FrameBatch, GridMap, Query, TokenBatch, TokenMap
+
+
+class Timed(Protocol):
+    """Anything with a place on the clock, enough for a sampler to choose it.
+
+    Attributes:
+        pts: Seconds from the media's zero.
+        duration: Seconds on screen, 0 when unknown.
+        usable: False for frames the decoder flagged as corrupt.
+    """
+
+    @property
+    def pts(self) -> float: ...
+    @property
+    def duration(self) -> float: ...
+    @property
+    def usable(self) -> bool: ...
+
+
+class Picture(Timed, Protocol):
+    """A decoded frame that is converted only when asked.
+
+    Attributes:
+        index: Rank of its pts in the stream, -1 unknown.
+    """
+
+    @property
+    def index(self) -> int: ...
+
+    def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3], upright, resized by AREA, BT.709 tone-mapped if HDR."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Chooses which frames to encode; never depends on the budget."""
+
+    def sample(self, frames: Iterable[Any]) -> Iterator[Any]:
+        """Yield the chosen frames, in order."""
+        ...
+
+    def count(self, info: MediaInfo) -> int | None:
+        """Most frames it will choose from this media, None when the header does not tell."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns frames or audio into tokens."""
+
+    def out_spec(self, info: MediaInfo, steps: int | None) -> TokenSpec:
+        """Shape of what it will produce from ``steps`` sampled frames (or the audio track)."""
+        ...
+
+    def encode(self, batch: FrameBatch | AudioChunk) -> TokenBatch:
+        """Tokens of one batch."""
+        ...
+
+
+@runtime_checkable
+class Reducer(Protocol):
+    """Decides a map; ``TokenBatch.reduce`` applies it."""
+
+    @property
+    def scope(self) -> Scope: ...
+
+    def decide(
+        self, tokens: TokenBatch, budget: int | None, query: Query | None = None
+    ) -> TokenMap | GridMap:
+        """Choose at most ``budget`` rows; None leaves the count to the rule's own parameters."""
+        ...
+
+
+@runtime_checkable
+class StreamReducer(Protocol):
+    """Decides block by block with bounded state.
+
+    The engine keeps the carried tokens: after each push they are ``cat(carried, new)`` reduced by
+    the map. ``state.settled`` (bool [K] or None) marks rows that will not change again; those are
+    handed on and leave the carried tokens.
+    """
+
+    def start(self, budget: int | None, steps: int | None) -> Any:
+        """Fresh state for a stream of ``steps`` frames (None: unknown)."""
+        ...
+
+    def push(self, state: Any, carried: TokenBatch | None, new: TokenBatch) -> tuple[Any, TokenMap]:
+        """State and a map over [carried; new]."""
+        ...
+
+    def finish(self, state: Any, carried: TokenBatch) -> TokenMap:
+        """Last map over the carried tokens."""
+        ...
+
+
+@runtime_checkable
+class Projector(Protocol):
+    """Makes new vectors non-linearly or changes D; states its receptive field."""
+
+    def project(self, tokens: TokenBatch) -> TokenBatch:
+        """New tokens."""
+        ...
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes a cache in a consumer's form."""
+
+    def write(self, cache: Any, target: Any) -> None:
+        """Write ``target``."""
+        ...

@@ -1,0 +1,146 @@
+"""Operators by file name. Names and summaries are read without importing anything heavy."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import tomllib
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from tokpipe.errors import RecipeError, UnknownOperator
+
+Kind = Literal["sampler", "encoder", "reducer", "preset"]
+_ROOT = Path(__file__).parent
+_FOLDERS: tuple[tuple[Kind, str], ...] = (
+    ("sampler", "sample"),
+    ("encoder", "encode"),
+    ("reducer", "compress/transformation"),
+    ("reducer", "compress/similarity"),
+    ("reducer", "compress/attention"),
+    ("reducer", "compress/query"),
+)
+_GROUPS: dict[str, Kind] = {
+    "tokpipe.samplers": "sampler",
+    "tokpipe.encoders": "encoder",
+    "tokpipe.compressors": "reducer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name of the flat namespace.
+
+    Attributes:
+        mechanism: The survey's mechanism (folder under ``compress``), or the kind.
+        target: Module to import, or path of a preset.
+        plugin: Distribution it comes from, None for our own.
+    """
+
+    name: str
+    kind: Kind
+    mechanism: str
+    summary: str
+    target: str
+    plugin: str | None = None
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every name, sorted. Raises RecipeError when two share one."""
+    found: dict[str, Entry] = {}
+    for entry in (*_operators(), *_presets(), *_plugins()):
+        if entry.name in found:
+            other = found[entry.name]
+            raise RecipeError(
+                f"two operators are called `{entry.name}`: {other.target} and {entry.target}",
+                hint="rename one, or uninstall the plug-in",
+            )
+        found[entry.name] = entry
+    return dict(sorted(found.items()))
+
+
+def _operators() -> list[Entry]:
+    out = []
+    for kind, folder in _FOLDERS:
+        for path in sorted((_ROOT / folder).glob("[a-z]*.py")):
+            module = "tokpipe." + folder.replace("/", ".") + "." + path.stem
+            mechanism = folder.rpartition("/")[2] if kind == "reducer" else kind
+            name = path.stem.replace("_", "-")
+            out.append(Entry(name, kind, mechanism, _summary(path), module))
+    return out
+
+
+def _summary(path: Path) -> str:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.partition("\n")[0].rstrip(".")
+
+
+def _presets() -> list[Entry]:
+    out = []
+    for path in sorted((_ROOT / "recipes").glob("*.toml")):
+        with path.open("rb") as stream:
+            summary = str(tomllib.load(stream).get("summary", ""))
+        out.append(Entry(path.stem, "preset", "preset", summary, str(path)))
+    return out
+
+
+def _plugins() -> list[Entry]:
+    out = []
+    for group, kind in _GROUPS.items():
+        for point in entry_points(group=group):
+            source = point.dist.name if point.dist else "unknown distribution"
+            out.append(Entry(point.name, kind, kind, f"from {source}", point.value, source))
+    return out
+
+
+def names(kind: Kind | None = None) -> list[str]:
+    """Names of one kind, or all."""
+    return [name for name, entry in entries().items() if kind in (None, entry.kind)]
+
+
+def lookup(name: str) -> Entry:
+    """Find a name. Raises UnknownOperator with the nearest names."""
+    entry = entries().get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, entries(), n=3, cutoff=0.5)
+        hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else None
+        raise UnknownOperator(f"unknown operator `{name}`", hint=hint or "list them with `tokpipe ops list`")
+    return entry
+
+
+def load(name: str) -> type[Any]:
+    """Import one operator's class.
+
+    Raises:
+        UnknownOperator: No such name.
+        RecipeError: The name is a preset, or a plug-in that does not import.
+    """
+    entry = lookup(name)
+    if entry.kind == "preset":
+        raise RecipeError(f"`{name}` is a preset, not an operator", hint=f"use it as --recipe {name}")
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        if attribute:
+            return getattr(module, attribute)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, SyntaxError) as error:
+        if entry.plugin is None:
+            raise
+        raise RecipeError(
+            f"plug-in `{name}` of {entry.plugin} does not import: {error}",
+            hint=f"repair or uninstall {entry.plugin}",
+        ) from error
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+        and is_dataclass(value) and "source" in vars(value)
+    ]  # fmt: skip
+    if len(classes) != 1:
+        raise RecipeError(f"`{module_name}` must define exactly one operator, found {len(classes)}")
+    return classes[0]

@@ -1,0 +1,333 @@
+"""Run one item: probe, fill the bank or find it, decide, write the cache, say what happened."""
+
+from __future__ import annotations
+
+import resource
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
+from tokpipe.budget import AUDIO_SHARE, Budget
+from tokpipe.cache.reader import open_cache
+from tokpipe.cache.writer import CacheWriter, sweep_stale
+from tokpipe.decide import Demand, candidates, check_layout, decide
+from tokpipe.decide._audio import AudioSide
+from tokpipe.decode import probe
+from tokpipe.device import pick_device
+from tokpipe.digest import chain
+from tokpipe.encode._clip import ClipCodec
+from tokpipe.errors import CacheError, OutputExists, RecipeError, UnsupportedMedia, error_context
+from tokpipe.ingest import Chain, Ingested, Progress, build_chain, ingest
+from tokpipe.recipe import Recipe, load_recipe
+from tokpipe.spec import LAYOUTS, Layout, MediaInfo
+
+SUFFIX = ".tokpipe.safetensors"
+DEFAULT_BUDGET = "2048"
+DEFAULT_RECIPE = "auto"
+#: Notes that make a run ``warned``: something of the media is lost or doubtful.
+_SERIOUS = {"damaged", "truncated", "timestamp-reset", "audio-gap", "thin-audio", "thin-video", "size-change"}
+#: Under this many tokens a second, merged speech is no longer intelligible (methods page, audio 1.3).
+_THIN_AUDIO = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What changes the tokens besides the recipe, and how the run behaves.
+
+    Attributes:
+        budget: None takes the recipe's, else 2048 (unless the recipe removes by threshold).
+        audio_share: Part of one total that goes to audio first, 0 to 1.
+        pool: Most tokens a reducer of video scope sees at once.
+        keep_bank: Leave decoded pictures and sound in the bank for the next run.
+        strict: Fail at the first damage.
+    """
+
+    budget: Budget | None = None
+    layout: Layout = "ragged"
+    audio_share: float = float(AUDIO_SHARE)
+    audio_codec: ClipCodec = "opus"
+    pool: int | None = None
+    video_stream: str = "auto"
+    audio_stream: str = "auto"
+    strict: bool = False
+    full_hash: bool = False
+    keep_bank: bool = True
+    force: bool = False
+    device: str = "cpu"
+    batch_size: int = 16
+    prefetch: int = 2
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What happened to one input; :meth:`to_dict` is the ``item`` event."""
+
+    input: str
+    output: str
+    status: str = "done"
+    reused: list[str] = field(default_factory=list)
+    candidates: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"video": 0, "audio": 0, "text": 0, "total": 0})
+    frames: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+    bytes: int = 0
+    layout: str = "ragged"
+    recipe: str = ""
+    budget: str | None = None
+    unused: int = 0
+    duration: float | None = None
+    encoder: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Job:
+    """A recipe and its options, checked once for any number of inputs."""
+
+    recipe: Recipe
+    options: Options
+    chains: dict[str, Chain]
+    budget: Budget | None
+    name: str = DEFAULT_RECIPE
+
+    def digest(self) -> str:
+        """Digest of every option that changes the tokens."""
+        return chain(self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Every option that changes the tokens."""
+        o = self.options
+        budget = str(self.budget) if self.budget else None
+        return {
+            **self.recipe.canonical(), "budget": budget, "layout": o.layout, "audio_share": o.audio_share,
+            "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
+            "audio_stream": o.audio_stream, "strict": o.strict,
+        }  # fmt: skip
+
+
+def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = None) -> Job:
+    """Check recipe and options before anything is opened.
+
+    Raises:
+        RecipeError, BudgetError, ResourceError: As they say; nothing has started.
+    """
+    options = options or Options()
+    name = recipe if isinstance(recipe, str) else "recipe"
+    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    if options.layout not in LAYOUTS:
+        raise RecipeError(f"unknown layout `{options.layout}`", hint=f"use one of: {', '.join(LAYOUTS)}")
+    if not 0 <= options.audio_share <= 1:
+        raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
+    pick_device(options.device)
+    chains = {stream: build_chain(steps) for stream, steps in made.chains.items()}
+    budget = options.budget or made.budget
+    if budget is None and not _limits_itself(chains):
+        budget = Budget.parse(DEFAULT_BUDGET)
+    if budget is not None:
+        check_layout(chains, options.layout)
+    return Job(made, options, chains, budget, name)
+
+
+def _limits_itself(chains: dict[str, Chain]) -> bool:
+    from tokpipe.decide._stream import removes
+
+    return any(removes(r) for made in chains.values() for r in made.reducers)
+
+
+def output_path(source: Path, output: str | Path | None = None) -> Path:
+    """Where a cache goes: beside the input, into a folder, or to a named file."""
+    name = source.with_suffix("").name + SUFFIX
+    if output is None:
+        return source.with_name(name)
+    target = Path(output)
+    return target / name if target.is_dir() else target
+
+
+def compress(
+    source: str | Path, output: str | Path | None = None, *, recipe: str | Recipe = DEFAULT_RECIPE,
+    budget: str | int | Budget | None = None, options: Options | None = None, job: Job | None = None,
+    progress: Progress | None = None,
+) -> RunRecord:  # fmt: skip
+    """Compress one media file to a token cache.
+
+    Args:
+        source: Video or audio file.
+        output: File, or folder to put ``NAME.tokpipe.safetensors`` in; default beside the input.
+        recipe: Preset name, TOML path, one-line recipe or Recipe.
+        budget: As :meth:`Budget.parse` reads it; overrides ``options.budget``.
+        job: A prepared recipe and options, instead of the three before.
+        progress: Called with stage, media seconds done and in all.
+
+    Returns:
+        What happened; ``status`` is done, warned or skipped.
+
+    Raises:
+        TokpipeError: Any of its leaves; nothing is left under the final name.
+    """
+    if job is None:
+        options = options or Options()
+        if budget is not None:
+            from dataclasses import replace
+
+            options = replace(options, budget=Budget.parse(budget))
+        job = prepare(recipe, options)
+    path, target = Path(source), output_path(Path(source), output)
+    with error_context(str(path)):
+        return _Item(path, target, job, progress).run()
+
+
+class _Item:
+    def __init__(self, path: Path, target: Path, job: Job, progress: Progress | None) -> None:
+        self.path, self.target, self.job, self.progress = path, target, job, progress
+        o = job.options
+        self.record = RunRecord(input=str(path), output=str(target), layout=o.layout, recipe=job.name)
+        self.record.budget = str(job.budget) if job.budget else None
+        self.cpu, self.began = _cpu_seconds(), time.perf_counter()
+
+    def run(self) -> RunRecord:
+        o = self.job.options
+        info = probe(self.path, video_stream=o.video_stream, audio_stream=o.audio_stream)
+        self.record.duration = info.duration
+        if self._is_there(info):
+            self.record.status = "skipped"
+            return self._close()
+        chains = {
+            name: made for name, made in self.job.chains.items()
+            if (info.video if name == "video" else info.audio) is not None
+        }  # fmt: skip
+        if not chains:
+            raise UnsupportedMedia(
+                f"the recipe has no chain for what `{self.path.name}` holds",
+                hint="use a recipe with a video and an audio chain, such as auto",
+            )
+        found = ingest(
+            self.path, info, self.job.recipe, chains, keep=o.keep_bank, strict=o.strict,
+            batch_size=o.batch_size, depth=o.prefetch, progress=self.progress,
+        )  # fmt: skip
+        try:
+            self._compress(info, chains, found)
+        finally:
+            found.bank.close()
+        return self._close()
+
+    def _is_there(self, info: MediaInfo) -> bool:
+        """The output exists and was made from the same source by the same settings."""
+        if self.job.options.force or not self.target.exists():
+            return False
+        with suppress(CacheError), open_cache(self.target) as cache:
+            same = (
+                cache.info.get("fingerprint") == info.fingerprint
+                and cache.metadata.get("tokpipe.recipe_sha256") == self.job.digest()
+            )
+            if same:
+                self._count_existing(cache)
+                return True
+        raise OutputExists(
+            f"`{self.target}` is there already and was made differently",
+            hint="add --force to replace it, or name another output with -o",
+        )
+
+    def _count_existing(self, cache: Any) -> None:
+        counts = {name: cache.num_tokens(name) for name in cache.streams}
+        self.record.tokens |= {**counts, "total": sum(counts.values())}
+        self.record.bytes = self.target.stat().st_size
+
+    def _compress(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested) -> None:
+        o, record, bank = self.job.options, self.record, found.bank
+        began = time.perf_counter()
+        if sum(candidates(bank)) == 0:
+            raise UnsupportedMedia(
+                f"`{self.path.name}` holds nothing to compress", hint="check that it plays elsewhere"
+            )
+        demand = Demand(
+            budget=self.job.budget, layout=o.layout, share=Fraction(str(o.audio_share)), pool=o.pool, device=o.device
+        )
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_stale(self.target.parent)
+        with CacheWriter(self.target, force=o.force) as writer:
+            assembler = Assembler(bank, writer, o.audio_codec)
+            for kept in decide(bank, chains, demand):
+                assembler.add(kept)
+                if self.progress is not None:
+                    self.progress("compress", float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0, info.duration)
+            record.seconds["compress"] = time.perf_counter() - began
+            done = assembler.done
+            record.candidates = sum(candidates(bank))
+            record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}
+            self._warn(info, chains, found, done.tokens)
+            began = time.perf_counter()
+            assembler.finish(self._metadata(info, chains, found))
+            record.seconds["write"] = time.perf_counter() - began
+        record.frames = {
+            "decoded": 0 if found.reused else bank.meta["decoded"], "sampled": bank.meta["steps"],
+            "encoded": 0 if found.reused else bank.meta["steps"], "kept": done.frames,
+        }  # fmt: skip
+        record.reused = ["decode", "encode"] if found.reused else []
+        record.seconds |= found.seconds
+        record.encoder = {name: made.steps[_encoder_at(made)].use for name, made in chains.items()}
+        record.bytes = self.target.stat().st_size
+
+    def _metadata(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested) -> dict[str, Any]:
+        used = {s for s in ("video", "audio") if self.record.tokens[s]}
+        kept = {name: made for name, made in chains.items() if name in used}
+        return {
+            "tokpipe.domain": "signal", "tokpipe.layout": self.job.options.layout,
+            "tokpipe.source": describe_media(info, "head-middle-tail"),
+            "tokpipe.recipe": self.job.settings(), "tokpipe.recipe_sha256": self.job.digest(),
+            **describe_run(info, found.bank, kept, self.record.warnings),
+        }  # fmt: skip
+
+    def _warn(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, tokens: dict[str, int]) -> None:
+        """Collect notes; say aloud what the budget cannot carry and what it left unused."""
+        notes = notes_of(info, found.bank)
+        notes += list(_thin(found, chains, tokens, self.job.options.device))
+        total, budget = sum(tokens.values()), self.job.budget
+        if budget is not None and budget.form == "total":
+            self.record.unused = max(0, int(budget.amount) - total)
+        self.record.warnings = [f"{code}: {text}" for code, text in notes]
+        if any(code in _SERIOUS for code, _ in notes):
+            self.record.status = "warned"
+
+    def _close(self) -> RunRecord:
+        record = self.record
+        for name in ("scout", "decode", "encode", "compress", "write"):
+            record.seconds.setdefault(name, 0.0)
+        record.seconds["total"] = time.perf_counter() - self.began
+        record.seconds = {name: round(value, 4) for name, value in record.seconds.items()}
+        record.cpu_seconds = round(_cpu_seconds() - self.cpu, 4)
+        record.peak_rss_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        return record
+
+
+def _thin(found: Ingested, chains: dict[str, Chain], tokens: dict[str, int], device: str) -> Any:
+    meta = found.bank.meta
+    cells = meta["grid"][0] * meta["grid"][1] if meta["grid"] else 0
+    if "video" in chains and meta["steps"] and tokens["video"] < cells:
+        yield "thin-video", f"{tokens['video']} video tokens are less than one frame of {cells} cells"
+    if "audio" in chains and meta["cells"] and tokens["audio"]:
+        side = AudioSide(found.bank, chains["audio"], budgeted=True, device=device)
+        heard = sum(stop - start for start, stop in side.spans())
+        if tokens["audio"] < _THIN_AUDIO * heard:
+            text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound: speech will not be intelligible"
+            yield "thin-audio", f"{text}; raise the budget or --audio-share"
+
+
+def _encoder_at(made: Chain) -> int:
+    from tokpipe import registry
+
+    return next(i for i, step in enumerate(made.steps) if registry.lookup(step.use).kind == "encoder")
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

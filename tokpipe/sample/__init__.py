@@ -1,0 +1,1 @@
+"""Which frames and audio spans to encode: one file each."""
