@@ -22,7 +22,6 @@ from scenes import (
     draw_screen,
 )
 from speech import SENTENCES, TOLERANCE, lecture_sound
-
 from tokpipe.testing.damage import damage_frames
 from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 

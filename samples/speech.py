@@ -41,7 +41,7 @@ SENTENCES: tuple[tuple[float, float, str], ...] = (
 def _spoken(words: str, folder: Path) -> NDArray[np.float32]:
     path = folder / "line.wav"
     command = ["espeak-ng", "-v", "en", "-s", "140", "-w", str(path), words]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+    subprocess.run(command, check=True, capture_output=True)
     with wave.open(str(path)) as sound:
         rate = sound.getframerate()
         raw = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2")

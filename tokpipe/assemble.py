@@ -82,7 +82,7 @@ class Assembler:
             self.writer.append(kept.stream, {**columns, **extra})
 
     def finish(self, metadata: dict[str, Any]) -> Path:
-        """Write the rest of atlas and clip, ranks, segments and metadata; give the file its name."""
+        """Write the rest of atlas and clip, ranks, segments and metadata; name the file."""
         for page in self.pages.finish():
             self.writer.append_bytes("video.atlas", page)
         if self.clip is not None:
@@ -109,7 +109,7 @@ class Assembler:
             for i in np.flatnonzero(step == t):
                 cell = _cut(picture, rows, int(i))
                 if rows.kind[i] == KIND_POOLED:
-                    columns["tokens"][i] = describe(torch.from_numpy(cell[None])).reshape(-1).numpy()
+                    columns["tokens"][i] = describe(torch.tensor(cell[None])).reshape(-1).numpy()
                 boxes[i], full = self.pages.add(cell)
                 for page in full:
                     self.writer.append_bytes("video.atlas", page)
@@ -120,14 +120,18 @@ class Assembler:
 
     def _sound(self, rows: TokenBatch) -> dict[str, Any]:
         if self.clip is None:
-            self.clip = ClipBuilder(lambda a, b: self.bank.rows("audio", a, b, np.dtype("<i2")), self.codec)
+            self.clip = ClipBuilder(
+                lambda a, b: self.bank.rows("audio", a, b, np.dtype("<i2")), self.codec
+            )
         offsets = [self.clip.add(int(cell)) for cell in rows.cell[:, 0]]
         return {"clip_offset": np.array(offsets, dtype=np.int64)}
 
     def _ranks(self) -> None:
         """Joint ranks: whatever the budget, each stream and window gives up its share."""
         sizes = self.done.tokens
-        joint = np.concatenate([p for name in ("video", "audio") for p in self.priority[name]] or [np.zeros(0)])
+        joint = np.concatenate(
+            [p for name in ("video", "audio") for p in self.priority[name]] or [np.zeros(0)]
+        )
         rank = np.empty(len(joint), dtype=np.int32)
         rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
         for name, part in zip(sizes, np.split(rank, [sizes["video"]]), strict=True):
@@ -138,30 +142,48 @@ class Assembler:
         end = max(self.bank.meta["video_end"], self.bank.meta["audio_end"], float(self.starts[-1]))
         self.writer.set("segment.pts", np.stack([self.starts, np.append(self.starts[1:], end)], 1))
         stops = np.cumsum(self.counts, 1)
-        rows = np.stack([stops[0] - self.counts[0], stops[0], stops[1] - self.counts[1], stops[1]], 1)
+        rows = np.stack(
+            [stops[0] - self.counts[0], stops[0], stops[1] - self.counts[1], stops[1]], 1
+        )
         self.writer.set("segment.rows", rows)
 
     def _own(self) -> dict[str, Any]:
         done = self.done
         counts = {
-            name: {"source": done.source[name], "dropped": max(0.0, round(done.source[name] - done.mass[name], 3))}
-            for name in ("video", "audio") if done.source[name]
-        }  # fmt: skip
+            name: {
+                "source": done.source[name],
+                "dropped": max(0.0, round(done.source[name] - done.mass[name], 3)),
+            }
+            for name in ("video", "audio")
+            if done.source[name]
+        }
         own: dict[str, Any] = {"tokpipe.writer": f"tokpipe {__version__}", "tokpipe.counts": counts}
         if done.tokens["video"] and self.grid is not None:
             own["tokpipe.grid"] = {
-                "rows": self.grid.rows, "cols": self.grid.cols, "cell": CELL, "width": self.grid.width,
-                "height": self.grid.height, "aspect_error": self.grid.aspect_error,
-            }  # fmt: skip
+                "rows": self.grid.rows,
+                "cols": self.grid.cols,
+                "cell": CELL,
+                "width": self.grid.width,
+                "height": self.grid.height,
+                "aspect_error": self.grid.aspect_error,
+            }
             own["tokpipe.atlas"] = {
-                "codec": "webp", "page_cells": PAGE_CELLS, "slots": [PAGE_SIDE, PAGE_SIDE], "slot": SLOT,
-                "margin": MARGIN, "cell": CELL, "quality": list(QUALITY),
-            }  # fmt: skip
+                "codec": "webp",
+                "page_cells": PAGE_CELLS,
+                "slots": [PAGE_SIDE, PAGE_SIDE],
+                "slot": SLOT,
+                "margin": MARGIN,
+                "cell": CELL,
+                "quality": list(QUALITY),
+            }
         if self.clip is not None:
             own["tokpipe.clip"] = {
-                "codec": self.codec, "container": "ogg" if self.codec == "opus" else "flac", "rate": RATE,
-                "context": CONTEXT / RATE, "samples": self.clip.samples,
-            }  # fmt: skip
+                "codec": self.codec,
+                "container": "ogg" if self.codec == "opus" else "flac",
+                "rate": RATE,
+                "context": CONTEXT / RATE,
+                "samples": self.clip.samples,
+            }
         return own
 
 
@@ -192,37 +214,59 @@ def describe_media(info: MediaInfo, method: str) -> dict[str, Any]:
     streams = []
     for kind, found in (("video", info.video), ("audio", info.audio)):
         if found is not None:
-            streams.append({"kind": kind, "index": found.index, "codec": found.codec, "time_base": str(found.time_base)})
+            streams.append(
+                {
+                    "kind": kind,
+                    "index": found.index,
+                    "codec": found.codec,
+                    "time_base": str(found.time_base),
+                }
+            )
     source: dict[str, Any] = {
         "name": info.name, "size": info.size, "fingerprint": info.fingerprint, "method": method,
         "duration": info.duration, "container": info.container, "streams": streams,
     }  # fmt: skip
     if info.video is not None:
-        source |= {"width": info.video.width, "height": info.video.height, "rotation": info.video.rotation}
+        source |= {
+            "width": info.video.width,
+            "height": info.video.height,
+            "rotation": info.video.rotation,
+        }
         source["fps"] = str(info.video.frame_rate) if info.video.frame_rate else None
     return source
 
 
-def describe_run(info: MediaInfo, bank: Bank, chains: dict[str, Chain], warnings: Iterable[str]) -> dict[str, Any]:
+def describe_run(
+    info: MediaInfo, bank: Bank, chains: dict[str, Chain], warnings: Iterable[str]
+) -> dict[str, Any]:
     """Clock, decoding, encoders and warnings."""
     import av
 
-    meta, out = bank.meta, {}
+    meta = bank.meta
+    out: dict[str, Any] = {}
     video, audio = info.video, info.audio
     out["tokpipe.clock"] = {
         "zero": info.zero, "start": info.start, "video": video.start if video else None,
         "audio": audio.start if audio else None, "end": max(meta["video_end"], meta["audio_end"]),
     }  # fmt: skip
     out["tokpipe.decode"] = {
-        "backend": "pyav", "av": av.__version__, "damaged": meta["damaged"], "frames": meta["decoded"],
+        "backend": "pyav", "av": av.__version__,
+        "damaged": meta["damaged"], "frames": meta["decoded"],
         "sampled": meta["steps"], "normalised": [code for code, _ in _notes(info, bank)],
     }  # fmt: skip
     out["tokpipe.warnings"] = list(warnings)
     for name, made in chains.items():
-        step = next(s for s in made.steps if type(made.encoder).__module__.endswith(s.use.replace("-", "_")))
-        entry: dict[str, Any] = {"name": step.use, "params": _fields(made.encoder), "version": made.encoder.version}
+        entry: dict[str, Any] = {
+            "name": made.encoder_name,
+            "params": _fields(made.encoder),
+            "version": made.encoder.version,
+        }
         if name == "audio":
-            entry |= {"floor": made.encoder.floor, "maxima": meta["maxima"], "cell_seconds": CELL_SECONDS}
+            entry |= {
+                "floor": made.encoder.floor,
+                "maxima": meta["maxima"],
+                "cell_seconds": CELL_SECONDS,
+            }
         out[f"tokpipe.encoder.{name}"] = entry
     return out
 

@@ -20,7 +20,7 @@ AUDIO_SHARE = Fraction(1, 4)
 #: ``%`` and ``/s`` budgets are settled per window of this many seconds.
 WINDOW = 60.0
 _FORMS = "2048 | video=1536,audio=512 | 64/frame | 20/s | 10%"
-_NUMBER = r"(\d{1,12}(?:\.\d{1,6})?)"
+_NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,6})?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,19 @@ class Budget:
             raise BudgetError(f"cannot read budget `{text}`", hint=f"write one of: {_FORMS}")
         amount, unit = Fraction(match[1]), match[2]
         if amount <= 0 or (unit == "%" and amount > 100):
-            raise BudgetError(f"budget `{text}` is out of range", hint="use at least 1 token, and at most 100%")
+            raise BudgetError(
+                f"budget `{text}` is out of range", hint="use at least 1 token, and at most 100%"
+            )
         if unit in (None, "/frame") and amount.denominator != 1:
-            raise BudgetError(f"budget `{text}` is not a whole number of tokens", hint=f"write one of: {_FORMS}")
-        forms: dict[str | None, BudgetForm] = {None: "total", "/frame": "per_frame", "/s": "per_second", "%": "percent"}
+            raise BudgetError(
+                f"budget `{text}` is not a whole number of tokens", hint=f"write one of: {_FORMS}"
+            )
+        forms: dict[str | None, BudgetForm] = {
+            None: "total",
+            "/frame": "per_frame",
+            "/s": "per_second",
+            "%": "percent",
+        }
         return Budget(forms[unit], amount)
 
     def __str__(self) -> str:
@@ -75,7 +84,7 @@ class Budget:
 def _parse_split(text: str) -> Budget:
     caps: dict[str, int] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(video|audio)\s*=\s*(\d{1,12})\s*", part)
+        match = re.fullmatch(r"\s*(video|audio)\s*=\s*([0-9]{1,12})\s*", part)
         if not match or match[1] in caps:
             raise BudgetError(f"cannot read budget `{text}`", hint="write video=1536,audio=512")
         caps[match[1]] = int(match[2])
@@ -103,34 +112,39 @@ def largest_remainder(
         Parts that sum to min(total, sum of caps). Ties go to the lower index.
     """
     n = len(weights)
-    caps = [total] * n if caps is None else [max(0, c) for c in caps]
-    parts = [0] * n
-    left = min(total, sum(caps))
-    for i in range(n if floors is not None else 0):
-        parts[i] = min(floors[i], caps[i], left)  # type: ignore[index]
-        left -= parts[i]
-    base = list(parts)
+    most = [total] * n if caps is None else [max(0, c) for c in caps]
+    least = [0] * n if floors is None else [min(f, c) for f, c in zip(floors, most, strict=True)]
+    total = min(total, sum(most))
+    if total <= sum(least):
+        return _in_order(total, least)
     share = [Fraction(w) if w > 0 else Fraction(0) for w in weights]
-    while left > 0:
-        open_parts = [i for i in range(n) if parts[i] < caps[i]]
-        if not any(share[i] for i in open_parts):
-            share = [Fraction(1)] * n
-        scale = sum((share[i] for i in open_parts), Fraction(0))
-        wanted = [(i, share[i] * left / scale) for i in open_parts if share[i]]
-        full = [i for i, want in wanted if base[i] + want >= caps[i]]
-        if full:
-            # Parts that hit their cap are settled first, the rest is shared again.
-            for i in full:
-                left -= caps[i] - parts[i]
-                parts[i] = base[i] = caps[i]
+    parts: dict[int, int] = {}
+    while len(parts) < n:
+        left = total - sum(parts.values())
+        free = [i for i in range(n) if i not in parts]
+        scale = sum((share[i] for i in free), Fraction(0))
+        if not scale:
+            share, scale = [Fraction(1)] * n, Fraction(len(free))
+        want = {i: share[i] * left / scale for i in free}
+        # Parts beyond a bound are settled at it, the others share what is left again.
+        high = {i: most[i] for i in free if want[i] >= most[i]}
+        low = {i: least[i] for i in free if want[i] <= least[i]}
+        over = sum((want[i] - c for i, c in high.items()), Fraction(0))
+        under = sum((f - want[i] for i, f in low.items()), Fraction(0))
+        if high or low:
+            parts |= high if high and over >= under else low
             continue
-        for i, want in wanted:
-            parts[i] += int(want)
-        left -= sum(int(want) for _, want in wanted)
-        rest = sorted(wanted, key=lambda item: (-(item[1] - int(item[1])), item[0]))
-        for i, _ in rest[:left]:
-            parts[i] += 1
-        break
+        rest = left - sum(int(w) for w in want.values())
+        first = sorted(free, key=lambda i: (int(want[i]) - want[i], i))[:rest]
+        parts |= {i: int(want[i]) + (i in first) for i in free}
+    return [parts[i] for i in range(n)]
+
+
+def _in_order(total: int, wanted: Sequence[int]) -> list[int]:
+    parts = []
+    for want in wanted:
+        parts.append(min(want, total))
+        total -= parts[-1]
     return parts
 
 

@@ -23,7 +23,9 @@ def pick_device(name: str = "cpu") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ResourceError(f"unknown device `{name}`", hint="use cpu, cuda, cuda:N, mps or auto") from error
+        raise ResourceError(
+            f"unknown device `{name}`", hint="use cpu, cuda, cuda:N, mps or auto"
+        ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -34,5 +36,7 @@ def pick_device(name: str = "cpu") -> torch.device:
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError("device `mps` is not available", hint="use --device cpu")
     elif device.type not in ("cpu", "mps"):
-        raise ResourceError(f"device `{name}` is not supported", hint="use cpu, cuda, cuda:N, mps or auto")
+        raise ResourceError(
+            f"device `{name}` is not supported", hint="use cpu, cuda, cuda:N, mps or auto"
+        )
     return device

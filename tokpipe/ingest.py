@@ -1,7 +1,7 @@
 """Decode once, encode once: fill a bank entry with what no budget, recipe tail or query changes.
 
-    decode ─▶ sample ─▶ resize ─┐ bounded queue ┌─▶ encode ─▶ bank
-              (one thread)      └───────────────┘  (caller)
+decode ─▶ sample ─▶ resize ─┐ bounded queue ┌─▶ encode ─▶ bank
+(one thread)      └───────────────┘  (caller)
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tokpipe import __version__, registry
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
 from tokpipe.decode import open_media
 from tokpipe.digest import chain
-from tokpipe.encode.pixels import CELL, DIM
+from tokpipe.encode.pixels import DIM
 from tokpipe.flow import prefetch
-from tokpipe.grid import Grid
-from tokpipe.recipe import Recipe, build
+from tokpipe.grid import CELL, Grid
+from tokpipe.recipe import build
 from tokpipe.spec import MediaInfo, StepSpec
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
@@ -42,11 +42,25 @@ class Chain:
     @property
     def head(self) -> list[Any]:
         """Canonical steps up to the encoder: what the bank's key depends on."""
-        out = []
+        return [described for kind, described in self._described() if kind != "reducer"]
+
+    @property
+    def encoder_name(self) -> str:
+        """Registry key of the encoder."""
+        return next(s.use for s in self.steps if registry.lookup(s.use).kind == "encoder")
+
+    @property
+    def canonical(self) -> list[Any]:
+        """Every step with every parameter, so that 2 and 2.0 or a default spelled out are one."""
+        return [described for _, described in self._described()]
+
+    def _described(self) -> list[tuple[str, Any]]:
+        out: list[tuple[str, Any]] = []
         for step in self.steps:
-            kind = registry.lookup(step.use).kind
-            if kind != "reducer":
-                out.append([step.use, getattr(registry.load(step.use), "version", 1), step.params])
+            made = build(step)
+            params = {name: getattr(made, name) for name in made.__dataclass_fields__}
+            described = {"use": step.use, "version": getattr(made, "version", 1), **params}
+            out.append((registry.lookup(step.use).kind, described))
         return out
 
 
@@ -77,7 +91,7 @@ class Ingested:
 
 
 def ingest(
-    path: Path, info: MediaInfo, recipe: Recipe, chains: dict[str, Chain], *, keep: bool = True,
+    path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep: bool = True,
     strict: bool = False, batch_size: int = 16, depth: int = 2, progress: Progress | None = None,
 ) -> Ingested:  # fmt: skip
     """Find the bank entry of a file, or make it.
@@ -106,7 +120,8 @@ def bank_key(info: MediaInfo, chains: dict[str, Chain], strict: bool) -> str:
     import PIL
 
     policy = {
-        "backend": "pyav", "av": av.__version__, "pillow": PIL.__version__, "torch": torch.__version__,
+        "backend": "pyav", "av": av.__version__, "pillow": PIL.__version__,
+        "torch": torch.__version__,
         "video": info.video.index if info.video else None,
         "audio": info.audio.index if info.audio else None, "strict": strict,
     }  # fmt: skip

@@ -64,11 +64,11 @@ class TokenMap:
             check_tensor(self, "score", self.score, torch.float32, (k,))
         if self.kind is not None:
             check_tensor(self, "kind", self.kind, torch.uint8, (k,))
-        if m and not (0 <= int(self.src.min()) and int(self.src.max()) < self.num_sources):
+        if m and not (int(self.src.min()) >= 0 and int(self.src.max()) < self.num_sources):
             raise ValueError(f"TokenMap.src: out of range for {self.num_sources} sources")
-        if m and not (0 <= int(self.dst.min()) and int(self.dst.max()) < k):
+        if m and not (int(self.dst.min()) >= 0 and int(self.dst.max()) < k):
             raise ValueError(f"TokenMap.dst: out of range for {k} rows")
-        if k and not (-1 <= int(self.anchor.min()) and int(self.anchor.max()) < self.num_sources):
+        if k and not (int(self.anchor.min()) >= -1 and int(self.anchor.max()) < self.num_sources):
             raise ValueError(f"TokenMap.anchor: out of range for {self.num_sources} sources")
 
     def __len__(self) -> int:
@@ -246,7 +246,9 @@ class GridMap:
     def __repr__(self) -> str:
         """Show the grid before and after."""
         axes = [getattr(self, name).shape for name in ("t", "y", "x")]
-        return f"GridMap({'x'.join(str(a[1]) for a in axes)} to {'x'.join(str(a[0]) for a in axes)})"
+        return (
+            f"GridMap({'x'.join(str(a[1]) for a in axes)} to {'x'.join(str(a[0]) for a in axes)})"
+        )
 
     @property
     def num_sources(self) -> int:
@@ -255,7 +257,7 @@ class GridMap:
 
     @staticmethod
     def average(size_in: int, size_out: int) -> Tensor:
-        """Matrix [out, in] of adaptive average pooling (bins from floor(i n/m) to ceil((i+1) n/m))."""
+        """Matrix [out, in] of adaptive average pooling: bins floor(i n/m) to ceil((i+1) n/m)."""
         matrix = torch.zeros(size_out, size_in)
         for i in range(size_out):
             a, b = i * size_in // size_out, -(-(i + 1) * size_in // size_out)

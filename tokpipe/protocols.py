@@ -26,29 +26,32 @@ if TYPE_CHECKING:
 class Timed(Protocol):
     """Anything with a place on the clock, enough for a sampler to choose it.
 
-    Attributes:
-        pts: Seconds from the media's zero.
-        duration: Seconds on screen, 0 when unknown.
-        usable: False for frames the decoder flagged as corrupt.
+    A sampler also looks at ``corrupt`` (bool): the decoder flagged this very frame.
     """
 
     @property
-    def pts(self) -> float: ...
+    def pts(self) -> float:
+        """Seconds from the media's zero."""
+        ...
+
     @property
-    def duration(self) -> float: ...
+    def duration(self) -> float:
+        """Seconds on screen, 0 when unknown."""
+        ...
+
     @property
-    def usable(self) -> bool: ...
+    def usable(self) -> bool:
+        """False for frames that damage may have touched."""
+        ...
 
 
 class Picture(Timed, Protocol):
-    """A decoded frame that is converted only when asked.
-
-    Attributes:
-        index: Rank of its pts in the stream, -1 unknown.
-    """
+    """A decoded frame that is converted only when asked."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Rank of its pts in the stream, -1 unknown."""
+        ...
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
         """uint8 [height, width, 3], upright, resized by AREA, BT.709 tone-mapped if HDR."""
@@ -86,7 +89,9 @@ class Reducer(Protocol):
     """Decides a map; ``TokenBatch.reduce`` applies it."""
 
     @property
-    def scope(self) -> Scope: ...
+    def scope(self) -> Scope:
+        """How much context ``decide`` must see."""
+        ...
 
     def decide(
         self, tokens: TokenBatch, budget: int | None, query: Query | None = None

@@ -72,7 +72,11 @@ class Recipe:
         for name, chain in self.chains.items():
             parts.append(f"{name}: " + " | ".join(_step_text(step) for step in chain))
         if self.budget:
-            parts.append(f"budget={self.budget}" if "," not in str(self.budget) else f'budget="{self.budget}"')
+            parts.append(
+                f"budget={self.budget}"
+                if "," not in str(self.budget)
+                else f'budget="{self.budget}"'
+            )
         if self.seed:
             parts.append(f"seed={self.seed}")
         return "; ".join(parts)
@@ -113,7 +117,9 @@ def load_recipe(text: str) -> Recipe:
         except (OSError, ValueError) as error:
             if isinstance(error, TokpipeError):
                 raise
-            raise RecipeError(f"cannot read recipe `{stripped}`: {error}", hint="check the path") from error
+            raise RecipeError(
+                f"cannot read recipe `{stripped}`: {error}", hint="check the path"
+            ) from error
     if _NAME.fullmatch(stripped) and stripped not in known:
         registry.lookup(stripped)
     return from_line(text)
@@ -131,26 +137,40 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
     chains: dict[str, tuple[StepSpec, ...]] = {}
     for stream in MODALITIES:
         table = raw.pop(stream, {})
-        if not isinstance(table, dict) or set(table) - {"step"} or not isinstance(table.get("step", []), list):
+        if (
+            not isinstance(table, dict)
+            or set(table) - {"step"}
+            or not isinstance(table.get("step", []), list)
+        ):
             raise RecipeError(f"`{stream}` must hold only [[{stream}.step]] tables", where=name)
-        lines = [i for i, line in enumerate(text.splitlines(), 1) if line.strip() == f"[[{stream}.step]]"]
+        lines = [
+            i for i, line in enumerate(text.splitlines(), 1) if line.strip() == f"[[{stream}.step]]"
+        ]
         steps = table.get("step", [])
         chains[stream] = tuple(
             _step(step, f"{name}, line {lines[i]}" if len(lines) == len(steps) else name)
             for i, step in enumerate(steps)
         )
     if raw:
-        raise RecipeError(f"unknown key `{next(iter(raw))}`", where=name, hint="known: format, summary, budget, seed, video, audio")
+        raise RecipeError(
+            f"unknown key `{next(iter(raw))}`",
+            where=name,
+            hint="known: format, summary, budget, seed, video, audio",
+        )
     return _checked(chains, budget, seed, str(summary), name)
 
 
 def _step(raw: Any, where: str) -> StepSpec:
     if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
-        raise RecipeError("a step needs `use = \"operator\"`", where=where)
+        raise RecipeError('a step needs `use = "operator"`', where=where)
     params = {k: _plain(v, where) for k, v in raw.items() if k != "use"}
     for key in params:
         if not _KEY.fullmatch(key):
-            raise RecipeError(f"`{key}` is not a parameter name", where=where, hint="lower case letters, digits and _")
+            raise RecipeError(
+                f"`{key}` is not a parameter name",
+                where=where,
+                hint="lower case letters, digits and _",
+            )
     return _canonical_step(raw["use"], params, where)
 
 
@@ -176,7 +196,9 @@ def from_line(text: str) -> Recipe:
             elif piece.strip():
                 steps.append(_parse_step(piece.strip(), f"column {column}"))
             elif label or "|" in part:
-                raise RecipeError("empty step", where=f"column {column}", hint="remove the extra `|`")
+                raise RecipeError(
+                    "empty step", where=f"column {column}", hint="remove the extra `|`"
+                )
         if steps:
             if stream in chains:
                 raise RecipeError(f"two chains for {stream}", where=f"column {offset + 1}")
@@ -188,12 +210,25 @@ def from_line(text: str) -> Recipe:
 def _parse_step(text: str, where: str) -> StepSpec:
     name, colon, rest = text.partition(":")
     if not _NAME.fullmatch(name.strip()):
-        raise RecipeError(f"`{name.strip()}` is not an operator name", where=where, hint="write operator:parameter=value")
+        raise RecipeError(
+            f"`{name.strip()}` is not an operator name",
+            where=where,
+            hint="write operator:parameter=value",
+        )
     params: dict[str, Any] = {}
     for piece in _split(rest, ",") if colon else []:
         key, equals, value = piece.partition("=")
-        if not equals or not value.strip() or not _KEY.fullmatch(key.strip()) or key.strip() in params:
-            raise RecipeError(f"cannot read parameter `{piece.strip()}` of `{name}`", where=where, hint="write parameter=value, each once")
+        if (
+            not equals
+            or not value.strip()
+            or not _KEY.fullmatch(key.strip())
+            or key.strip() in params
+        ):
+            raise RecipeError(
+                f"cannot read parameter `{piece.strip()}` of `{name}`",
+                where=where,
+                hint="write parameter=value, each once",
+            )
         params[key.strip()] = _value(value.strip(), where)
     return _canonical_step(name.strip(), params, where)
 
@@ -278,34 +313,52 @@ def _canonical_step(use: str, params: dict[str, Any], where: str) -> StepSpec:
         error.where = where
         raise
     if entry.kind == "preset":
-        raise RecipeError(f"`{use}` is a preset and cannot be a step", where=where, hint=f"use it as --recipe {use}")
+        raise RecipeError(
+            f"`{use}` is a preset and cannot be a step",
+            where=where,
+            hint=f"use it as --recipe {use}",
+        )
     return StepSpec(use=use, params=dict(sorted(params.items())))
 
 
 def _checked(chains: dict[str, Any], budget: Any, seed: Any, summary: str, where: str) -> Recipe:
     if not any(chains.values()):
-        raise RecipeError("the recipe has no steps", where=where, hint="name at least an encoder, for example `pixels`")
+        raise RecipeError(
+            "the recipe has no steps",
+            where=where,
+            hint="name at least an encoder, for example `pixels`",
+        )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < _INT_LIMIT:
         raise RecipeError("seed must be a whole number from 0 to 2^63 - 1", where=where)
     for stream, chain in chains.items():
         _check_order(stream, chain, where)
     with error_context(where):
         parsed = None if budget is None else Budget.parse(_plain(budget, where))
-    return Recipe(video=chains.get("video", ()), audio=chains.get("audio", ()), budget=parsed, seed=seed, summary=summary)
+    return Recipe(
+        video=chains.get("video", ()),
+        audio=chains.get("audio", ()),
+        budget=parsed,
+        seed=seed,
+        summary=summary,
+    )
 
 
 def _check_order(stream: str, chain: tuple[StepSpec, ...], where: str) -> None:
     if not chain:
         return
     kinds = [registry.lookup(step.use).kind for step in chain]
-    for (left, a), (right, b) in zip(zip(chain, kinds, strict=True), zip(chain[1:], kinds[1:], strict=True), strict=False):
+    for (left, a), (right, b) in zip(
+        zip(chain, kinds, strict=True), zip(chain[1:], kinds[1:], strict=True), strict=False
+    ):
         if _STAGES[a] > _STAGES[b] or a == b == "encoder":
             raise RecipeError(
                 f"`{right.use}` ({b}) cannot follow `{left.use}` ({a}) in the {stream} chain",
                 where=where, hint="the order is samplers, one encoder, reducers",
             )  # fmt: skip
     if "encoder" not in kinds:
-        raise RecipeError(f"the {stream} chain has no encoder", where=where, hint="add `pixels` or `mel`")
+        raise RecipeError(
+            f"the {stream} chain has no encoder", where=where, hint="add `pixels` or `mel`"
+        )
 
 
 def build(step: StepSpec) -> Any:
@@ -325,12 +378,18 @@ def build(step: StepSpec) -> Any:
     for name, value in step.params.items():
         if name not in known:
             listed = ", ".join(known) or "none"
-            raise RecipeError(f"`{step.use}` has no parameter `{name}`", hint=f"parameters: {listed}", code="recipe.parameter")
+            raise RecipeError(
+                f"`{step.use}` has no parameter `{name}`",
+                hint=f"parameters: {listed}",
+                code="recipe.parameter",
+            )
         try:
             values[name] = TypeAdapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise RecipeError(f"`{step.use}`: {name}: {reason}, got {value!r}", hint=hint, code="recipe.parameter") from error
+            raise RecipeError(
+                f"`{step.use}`: {name}: {reason}, got {value!r}", hint=hint, code="recipe.parameter"
+            ) from error
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:

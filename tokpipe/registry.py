@@ -109,7 +109,9 @@ def lookup(name: str) -> Entry:
     if entry is None:
         near = difflib.get_close_matches(name, entries(), n=3, cutoff=0.5)
         hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else None
-        raise UnknownOperator(f"unknown operator `{name}`", hint=hint or "list them with `tokpipe ops list`")
+        raise UnknownOperator(
+            f"unknown operator `{name}`", hint=hint or "list them with `tokpipe ops list`"
+        )
     return entry
 
 
@@ -122,7 +124,9 @@ def load(name: str) -> type[Any]:
     """
     entry = lookup(name)
     if entry.kind == "preset":
-        raise RecipeError(f"`{name}` is a preset, not an operator", hint=f"use it as --recipe {name}")
+        raise RecipeError(
+            f"`{name}` is a preset, not an operator", hint=f"use it as --recipe {name}"
+        )
     module_name, _, attribute = entry.target.partition(":")
     try:
         module = importlib.import_module(module_name)

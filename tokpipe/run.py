@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
 from tokpipe.budget import AUDIO_SHARE, Budget
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
-from tokpipe.decide import Demand, candidates, check_layout, decide
-from tokpipe.decide._audio import AudioSide
+from tokpipe.decide import AudioSide, Demand, candidates, check_layout, decide, removes
 from tokpipe.decode import probe
 from tokpipe.device import pick_device
-from tokpipe.digest import chain
+from tokpipe.digest import chain, fingerprint
 from tokpipe.encode._clip import ClipCodec
 from tokpipe.errors import CacheError, OutputExists, RecipeError, UnsupportedMedia, error_context
 from tokpipe.ingest import Chain, Ingested, Progress, build_chain, ingest
@@ -29,7 +29,15 @@ SUFFIX = ".tokpipe.safetensors"
 DEFAULT_BUDGET = "2048"
 DEFAULT_RECIPE = "auto"
 #: Notes that make a run ``warned``: something of the media is lost or doubtful.
-_SERIOUS = {"damaged", "truncated", "timestamp-reset", "audio-gap", "thin-audio", "thin-video", "size-change"}
+_SERIOUS = {
+    "damaged",
+    "truncated",
+    "timestamp-reset",
+    "audio-gap",
+    "thin-audio",
+    "thin-video",
+    "size-change",
+}
 #: Under this many tokens a second, merged speech is no longer intelligible (methods page, audio 1.3).
 _THIN_AUDIO = 3.0
 
@@ -71,7 +79,9 @@ class RunRecord:
     status: str = "done"
     reused: list[str] = field(default_factory=list)
     candidates: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: {"video": 0, "audio": 0, "text": 0, "total": 0})
+    tokens: dict[str, int] = field(
+        default_factory=lambda: {"video": 0, "audio": 0, "text": 0, "total": 0}
+    )
     frames: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = 0.0
@@ -107,9 +117,10 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Every option that changes the tokens."""
         o = self.options
-        budget = str(self.budget) if self.budget else None
+        chains = {name: made.canonical for name, made in self.chains.items()}
         return {
-            **self.recipe.canonical(), "budget": budget, "layout": o.layout, "audio_share": o.audio_share,
+            **chains, "seed": self.recipe.seed, "budget": str(self.budget) if self.budget else None,
+            "layout": o.layout, "audio_share": o.audio_share,
             "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
             "audio_stream": o.audio_stream, "strict": o.strict,
         }  # fmt: skip
@@ -125,7 +136,9 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     name = recipe if isinstance(recipe, str) else "recipe"
     made = load_recipe(recipe) if isinstance(recipe, str) else recipe
     if options.layout not in LAYOUTS:
-        raise RecipeError(f"unknown layout `{options.layout}`", hint=f"use one of: {', '.join(LAYOUTS)}")
+        raise RecipeError(
+            f"unknown layout `{options.layout}`", hint=f"use one of: {', '.join(LAYOUTS)}"
+        )
     if not 0 <= options.audio_share <= 1:
         raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
     pick_device(options.device)
@@ -139,8 +152,6 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
 
 
 def _limits_itself(chains: dict[str, Chain]) -> bool:
-    from tokpipe.decide._stream import removes
-
     return any(removes(r) for made in chains.values() for r in made.reducers)
 
 
@@ -177,8 +188,6 @@ def compress(
     if job is None:
         options = options or Options()
         if budget is not None:
-            from dataclasses import replace
-
             options = replace(options, budget=Budget.parse(budget))
         job = prepare(recipe, options)
     path, target = Path(source), output_path(Path(source), output)
@@ -190,13 +199,18 @@ class _Item:
     def __init__(self, path: Path, target: Path, job: Job, progress: Progress | None) -> None:
         self.path, self.target, self.job, self.progress = path, target, job, progress
         o = job.options
-        self.record = RunRecord(input=str(path), output=str(target), layout=o.layout, recipe=job.name)
+        self.record = RunRecord(
+            input=str(path), output=str(target), layout=o.layout, recipe=job.name
+        )
         self.record.budget = str(job.budget) if job.budget else None
+        self.speech: list[list[float]] = []
         self.cpu, self.began = _cpu_seconds(), time.perf_counter()
 
     def run(self) -> RunRecord:
         o = self.job.options
         info = probe(self.path, video_stream=o.video_stream, audio_stream=o.audio_stream)
+        if o.full_hash:
+            info = replace(info, fingerprint=fingerprint(self.path, full=True)[0])
         self.record.duration = info.duration
         if self._is_there(info):
             self.record.status = "skipped"
@@ -211,7 +225,7 @@ class _Item:
                 hint="use a recipe with a video and an audio chain, such as auto",
             )
         found = ingest(
-            self.path, info, self.job.recipe, chains, keep=o.keep_bank, strict=o.strict,
+            self.path, info, chains, keep=o.keep_bank, strict=o.strict,
             batch_size=o.batch_size, depth=o.prefetch, progress=self.progress,
         )  # fmt: skip
         try:
@@ -247,10 +261,15 @@ class _Item:
         began = time.perf_counter()
         if sum(candidates(bank)) == 0:
             raise UnsupportedMedia(
-                f"`{self.path.name}` holds nothing to compress", hint="check that it plays elsewhere"
+                f"`{self.path.name}` holds nothing to compress",
+                hint="check that it plays elsewhere",
             )
         demand = Demand(
-            budget=self.job.budget, layout=o.layout, share=Fraction(str(o.audio_share)), pool=o.pool, device=o.device
+            budget=self.job.budget,
+            layout=o.layout,
+            share=Fraction(str(o.audio_share)),
+            pool=o.pool,
+            device=o.device,
         )
         self.target.parent.mkdir(parents=True, exist_ok=True)
         sweep_stale(self.target.parent)
@@ -259,12 +278,17 @@ class _Item:
             for kept in decide(bank, chains, demand):
                 assembler.add(kept)
                 if self.progress is not None:
-                    self.progress("compress", float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0, info.duration)
+                    self.progress(
+                        "compress",
+                        float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0,
+                        info.duration,
+                    )
             record.seconds["compress"] = time.perf_counter() - began
             done = assembler.done
             record.candidates = sum(candidates(bank))
             record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}
-            self._warn(info, chains, found, done.tokens)
+            self.speech = _speech(found, chains, o.device)
+            self._warn(info, found, done.tokens)
             began = time.perf_counter()
             assembler.finish(self._metadata(info, chains, found))
             record.seconds["write"] = time.perf_counter() - began
@@ -274,23 +298,25 @@ class _Item:
         }  # fmt: skip
         record.reused = ["decode", "encode"] if found.reused else []
         record.seconds |= found.seconds
-        record.encoder = {name: made.steps[_encoder_at(made)].use for name, made in chains.items()}
+        record.encoder = {name: made.encoder_name for name, made in chains.items()}
         record.bytes = self.target.stat().st_size
 
-    def _metadata(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested) -> dict[str, Any]:
+    def _metadata(
+        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested
+    ) -> dict[str, Any]:
         used = {s for s in ("video", "audio") if self.record.tokens[s]}
         kept = {name: made for name, made in chains.items() if name in used}
         return {
             "tokpipe.domain": "signal", "tokpipe.layout": self.job.options.layout,
-            "tokpipe.source": describe_media(info, "head-middle-tail"),
+            "tokpipe.source": describe_media(info, "full" if self.job.options.full_hash else "head-middle-tail"),
+            "tokpipe.speech": self.speech,
             "tokpipe.recipe": self.job.settings(), "tokpipe.recipe_sha256": self.job.digest(),
             **describe_run(info, found.bank, kept, self.record.warnings),
         }  # fmt: skip
 
-    def _warn(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, tokens: dict[str, int]) -> None:
+    def _warn(self, info: MediaInfo, found: Ingested, tokens: dict[str, int]) -> None:
         """Collect notes; say aloud what the budget cannot carry and what it left unused."""
-        notes = notes_of(info, found.bank)
-        notes += list(_thin(found, chains, tokens, self.job.options.device))
+        notes = [*notes_of(info, found.bank), *_thin(found, tokens, self.speech)]
         total, budget = sum(tokens.values()), self.job.budget
         if budget is not None and budget.form == "total":
             self.record.unused = max(0, int(budget.amount) - total)
@@ -309,23 +335,28 @@ class _Item:
         return record
 
 
-def _thin(found: Ingested, chains: dict[str, Chain], tokens: dict[str, int], device: str) -> Any:
+def _speech(found: Ingested, chains: dict[str, Chain], device: str) -> list[list[float]]:
+    """Stretches [start, stop] of sound that the audio chain's own gate hears."""
+    if "audio" not in chains or not found.bank.meta["cells"]:
+        return []
+    side = AudioSide(found.bank, chains["audio"], budgeted=True, device=device)
+    return [[round(start, 3), round(stop, 3)] for start, stop in side.spans()]
+
+
+def _thin(
+    found: Ingested, tokens: dict[str, int], speech: list[list[float]]
+) -> Iterator[tuple[str, str]]:
     meta = found.bank.meta
     cells = meta["grid"][0] * meta["grid"][1] if meta["grid"] else 0
-    if "video" in chains and meta["steps"] and tokens["video"] < cells:
-        yield "thin-video", f"{tokens['video']} video tokens are less than one frame of {cells} cells"
-    if "audio" in chains and meta["cells"] and tokens["audio"]:
-        side = AudioSide(found.bank, chains["audio"], budgeted=True, device=device)
-        heard = sum(stop - start for start, stop in side.spans())
-        if tokens["audio"] < _THIN_AUDIO * heard:
-            text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound: speech will not be intelligible"
-            yield "thin-audio", f"{text}; raise the budget or --audio-share"
-
-
-def _encoder_at(made: Chain) -> int:
-    from tokpipe import registry
-
-    return next(i for i, step in enumerate(made.steps) if registry.lookup(step.use).kind == "encoder")
+    if meta["steps"] and tokens["video"] < cells:
+        yield (
+            "thin-video",
+            f"{tokens['video']} video tokens are less than one frame of {cells} cells",
+        )
+    heard = sum(stop - start for start, stop in speech)
+    if heard and tokens["audio"] < _THIN_AUDIO * heard:
+        text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound: speech will not be intelligible"
+        yield "thin-audio", f"{text}; raise the budget or --audio-share"
 
 
 def _cpu_seconds() -> float:

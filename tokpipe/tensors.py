@@ -7,7 +7,7 @@ Everything is frozen, checked on construction, and prints shapes and spans, neve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -44,7 +44,9 @@ class FrameBatch:
     def __post_init__(self) -> None:
         """Check that all four agree on T."""
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3:
-            raise ValueError(f"FrameBatch.pixels: expected [T, H, W, 3], got {list(self.pixels.shape)}")
+            raise ValueError(
+                f"FrameBatch.pixels: expected [T, H, W, 3], got {list(self.pixels.shape)}"
+            )
         t = self.pixels.shape[0]
         check_tensor(self, "pixels", self.pixels, torch.uint8, self.pixels.shape)
         check_tensor(self, "pts", self.pts, torch.float64, (t,))
@@ -150,13 +152,17 @@ class TokenBatch:
     def __post_init__(self) -> None:
         """Check dtypes and that all columns agree on N."""
         if self.data.ndim != 2 or not self.data.is_floating_point():
-            raise ValueError(f"TokenBatch.data: expected floating [N, D], got {list(self.data.shape)}")
+            raise ValueError(
+                f"TokenBatch.data: expected floating [N, D], got {list(self.data.shape)}"
+            )
         n = self.data.shape[0]
         for name, (dtype, tail) in _COLUMNS.items():
             check_tensor(self, name, getattr(self, name), dtype, (n, *tail))
         for name, value in self.extras.items():
             if value.shape[0] != n:
-                raise ValueError(f"TokenBatch.extras[{name!r}]: {value.shape[0]} rows, expected {n}")
+                raise ValueError(
+                    f"TokenBatch.extras[{name!r}]: {value.shape[0]} rows, expected {n}"
+                )
 
     def __len__(self) -> int:
         """Return N."""
@@ -173,7 +179,9 @@ class TokenBatch:
         n, device = data.shape[0], data.device
         defaults: dict[str, Tensor] = {
             "pts": torch.stack([at, at], 1) if pts is None else pts,
-            "cell": torch.full((n, 3), -1, dtype=torch.int32, device=device) if cell is None else cell,
+            "cell": torch.full((n, 3), -1, dtype=torch.int32, device=device)
+            if cell is None
+            else cell,
             "frame": torch.full((n, 2), -1, dtype=torch.int64, device=device),
             "extent": torch.ones((n, 3), dtype=torch.int32, device=device),
             "tile": torch.zeros(n, dtype=torch.int32, device=device),
@@ -195,9 +203,13 @@ class TokenBatch:
         """A copy with some columns replaced."""
         return replace(self, **columns)  # type: ignore[arg-type]
 
-    def with_extras(self, rules: Mapping[str, Reduction] | None = None, **extras: Tensor) -> TokenBatch:
+    def with_extras(
+        self, rules: Mapping[str, Reduction] | None = None, **extras: Tensor
+    ) -> TokenBatch:
         """A copy with extra columns added or replaced."""
-        return replace(self, extras={**self.extras, **extras}, rules={**self.rules, **(rules or {})})
+        return replace(
+            self, extras={**self.extras, **extras}, rules={**self.rules, **(rules or {})}
+        )
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """Move every column to ``device``."""
@@ -222,7 +234,9 @@ class TokenBatch:
         if len(batches) == 1:
             return batches[0]
         first = batches[0]
-        columns = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("data", *_COLUMNS)}
+        columns = {
+            name: torch.cat([getattr(b, name) for b in batches]) for name in ("data", *_COLUMNS)
+        }
         extras = {k: torch.cat([b.extras[k] for b in batches]) for k in first.extras}
         return TokenBatch(**columns, extras=extras, rules=first.rules)
 
@@ -255,7 +269,9 @@ class TokenBatch:
         mass = torch.zeros(len(tmap), device=data.device).index_add_(0, dst, share * self.mass[src])
         kind = tmap.kind
         if kind is None:
-            kind = torch.where(merged.to(data.device), KIND_MERGED, place.kind.long()).to(torch.uint8)
+            kind = torch.where(merged.to(data.device), KIND_MERGED, place.kind.long()).to(
+                torch.uint8
+            )
         score = place.score if tmap.score is None else tmap.score
         return replace(
             place, data=data, mass=mass, kind=kind, score=score,

@@ -36,7 +36,7 @@ class Golden:
         """An array as a tensor."""
         return torch.from_numpy(self.arrays[name])
 
-    def value(self, name: str, default: float = 0) -> Any:  # noqa: ANN401
+    def value(self, name: str, default: float = 0) -> Any:
         """A scalar parameter."""
         return self.arrays[name].item() if name in self.arrays else default
 

@@ -172,6 +172,7 @@ METADATA: dict[str, MetaKey] = {
     "tokpipe.clock": MetaKey("json", "optional", "zero and the start of each stream, seconds"),
     "tokpipe.decode": MetaKey("json", "optional", "backend, versions, damage, normalisations"),
     "tokpipe.warnings": MetaKey("json", "optional", "what the run warned about"),
+    "tokpipe.speech": MetaKey("json", "optional", "[start, stop] seconds where sound is heard"),
     "tokpipe.thumb": MetaKey("json", "optional", "mime and width of the small pictures"),
 }
 #: Name under which ``tokpipe.digest`` holds the digest of all other metadata.

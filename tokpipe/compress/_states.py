@@ -9,6 +9,7 @@ cell is dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def frame_slices(tokens: TokenBatch) -> list[tuple[int, int]]:
     step = tokens.cell[:, 0].cpu().numpy()
     borders = np.flatnonzero(np.diff(step)) + 1
     edges = [0, *borders.tolist(), len(step)]
-    return list(zip(edges[:-1], edges[1:], strict=True)) if len(step) else []
+    return list(pairwise(edges)) if len(step) else []
 
 
 @dataclass(slots=True)

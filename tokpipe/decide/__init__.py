@@ -7,6 +7,8 @@ budget is split, and the last reducer of each chain meets its part exactly.
 
 from __future__ import annotations
 
+from tokpipe.decide._audio import AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
+from tokpipe.decide._stream import removes
 
-__all__ = ["Demand", "Kept", "candidates", "check_layout", "decide"]
+__all__ = ["AudioSide", "Demand", "Kept", "candidates", "check_layout", "decide", "removes"]

@@ -1,4 +1,4 @@
-"""The audio side of a decision: light columns decide, the mel itself is read for kept cells only."""
+"""The audio side: light columns decide, the mel itself is read for kept cells only."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ class AudioSide:
         reducers = list(chain.reducers)
         if budgeted and (not reducers or not meets_budget(reducers[-1])):
             reducers = [build(StepSpec(use=name)) for name in _TAIL]
-        self.scorers, self.final = (reducers[:-1], reducers[-1]) if reducers else ([], None)
-        self.light = all(getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers)
+        self.scorers: list[Any] = reducers[:-1]
+        self.final: Any = reducers[-1] if reducers else None
+        self.light = all(
+            getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers
+        )
         self.supply = Supply()
         self._chunks: list[tuple[int, int]] = []
         self._supplies: list[Supply] = []
@@ -54,7 +57,9 @@ class AudioSide:
         size = CHUNK if self.light else HEAVY_CHUNK
         self._chunks = [(a, min(a + size, last)) for a in range(first, last, size)]
         self._supplies = [self._count(a, b) for a, b in self._chunks]
-        self.supply = Supply(sum(s.novel for s in self._supplies), sum(s.total for s in self._supplies))
+        self.supply = Supply(
+            sum(s.novel for s in self._supplies), sum(s.total for s in self._supplies)
+        )
 
     def rows(self, budget: int | None) -> tuple[TokenBatch, torch.Tensor]:
         """Kept rows in order of time and their priority float64 [K] in (0, 1), low kept longest."""
@@ -63,14 +68,20 @@ class AudioSide:
         if budget is not None:
             novel = [s.novel for s in self._supplies]
             first = largest_remainder(budget, novel, caps=novel)
-            more = largest_remainder(budget - sum(first), totals, caps=[t - n for t, n in zip(totals, first, strict=True)])
+            more = largest_remainder(
+                budget - sum(first),
+                totals,
+                caps=[t - n for t, n in zip(totals, first, strict=True)],
+            )
             parts = [n + m for n, m in zip(first, more, strict=True)]
         made = [
             rows for (a, b), n in zip(self._chunks, parts, strict=True)
             if n != 0 and len(rows := self._decide(a, b, n))
         ]  # fmt: skip
         kept = TokenBatch.cat(made).sorted() if made else self._tokens(0, 0, light=False)
-        order = torch.cat([torch.zeros(0, dtype=torch.float64), *(_priority(rows) for rows in made)])
+        order = torch.cat(
+            [torch.zeros(0, dtype=torch.float64), *(_priority(rows) for rows in made)]
+        )
         return kept, order
 
     def _count(self, a: int, b: int) -> Supply:
@@ -100,7 +111,11 @@ class AudioSide:
         if not self.light:
             return rows
         source = tmap.anchor if done is None else done.anchor[tmap.anchor]
-        data = torch.stack([self._mel(a + i) for i in source.tolist()]) if len(rows) else self._mel_rows(0, 0)
+        data = (
+            torch.stack([self._mel(a + i) for i in source.tolist()])
+            if len(rows)
+            else self._mel_rows(0, 0)
+        )
         return rows.with_columns(data=data)
 
     def _mel(self, cell: int) -> torch.Tensor:
@@ -116,13 +131,16 @@ class AudioSide:
         cell = torch.zeros(b - a, 3, dtype=torch.int32)
         cell[:, 0] = torch.arange(a, b)
         columns = self.bank.rows("mel_columns", a, b, np.dtype("<f4"), len(self.columns)).copy()
-        extras = {name: torch.from_numpy(columns[:, i].copy()) for i, name in enumerate(self.columns)}
+        extras = {
+            name: torch.from_numpy(columns[:, i].copy()) for i, name in enumerate(self.columns)
+        }
         return TokenBatch.build(
-            data, at[:-1], pts=torch.stack([at[:-1], at[1:]], 1), cell=cell, modality=MODALITY_CODE["audio"],
-        ).with_extras(**extras)  # fmt: skip
+            data, at[:-1], pts=torch.stack([at[:-1], at[1:]], 1), cell=cell,
+            modality=MODALITY_CODE["audio"],
+        ).with_extras(None, **extras)  # fmt: skip
 
     def spans(self) -> Iterator[tuple[float, float]]:
-        """Stretches of sound that are not silent by the chain's own gate, gaps under 0.3 s closed."""
+        """Stretches of sound the chain's own gate does not call silent, gaps under 0.3 s closed."""
         begin = end = None
         for a in range(0, int(self.bank.meta["cells"]), CHUNK):
             tokens, _ = self._scored(a, min(a + CHUNK, int(self.bank.meta["cells"])))

@@ -78,7 +78,9 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
     form = demand.budget.form if demand.budget else "total"
     video, audio = _sides(bank, chains, demand)
     if form == "per_frame" and video is None:
-        raise BudgetError("a budget per frame needs video", hint="use a total or 20/s", code="budget.form")
+        raise BudgetError(
+            "a budget per frame needs video", hint="use a total or 20/s", code="budget.form"
+        )
     purse = _Purse(demand, bank)
     for start, stop in _windows(bank, None if form in ("total", "split") else WINDOW):
         for side in (video, audio):
@@ -87,7 +89,12 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
         video_n, audio_n, each = purse.split(stop, video, audio)
         if video is not None:
             video.settle(video_n, demand.layout, each)
-            if audio is not None and form != "split" and video_n is not None and audio_n is not None:
+            if (
+                audio is not None
+                and form != "split"
+                and video_n is not None
+                and audio_n is not None
+            ):
                 # What whole frames or a regular grid leave over goes to the sound.
                 audio_n = min(audio_n + video_n - video.settled, audio.supply.total)
             tokens, priority = video.rows()
@@ -112,9 +119,13 @@ def _sides(
                 limit = min(limit, int(demand.budget.amount))
             elif demand.budget.form == "split":
                 limit = min(limit, demand.budget.video or 0)
-        video = VideoSide(bank, chains["video"], limit=limit, pool=demand.pool, device=demand.device)
+        video = VideoSide(
+            bank, chains["video"], limit=limit, pool=demand.pool, device=demand.device
+        )
     if "audio" in chains and bank.meta["cells"]:
-        audio = AudioSide(bank, chains["audio"], budgeted=demand.budget is not None, device=demand.device)
+        audio = AudioSide(
+            bank, chains["audio"], budgeted=demand.budget is not None, device=demand.device
+        )
     return video, audio
 
 
@@ -162,6 +173,8 @@ class _Purse:
         if budget.form == "percent":
             due = int(budget.amount * self.seen / 100)
         else:
-            due = int(budget.amount * (self.end if stop is None else min(Fraction(str(stop)), self.end)))
+            due = int(
+                budget.amount * (self.end if stop is None else min(Fraction(str(stop)), self.end))
+            )
         least = 1 if stop is None and self.spent == 0 else 0
         return max(0, due - self.spent, least)

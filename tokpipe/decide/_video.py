@@ -1,4 +1,4 @@
-"""The video side of a decision: candidates stream from the bank, the last reducer meets its part."""
+"""The video side: candidates stream from the bank, the last reducer meets its part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class VideoSide:
         settled: Rows the window will give; set by :meth:`settle`.
     """
 
-    def __init__(self, bank: Bank, chain: Chain, *, limit: int | None, pool: int | None, device: str) -> None:
+    def __init__(
+        self, bank: Bank, chain: Chain, *, limit: int | None, pool: int | None, device: str
+    ) -> None:
         """``limit`` is the most rows ever wanted of one window (None: no budget at all)."""
         self.bank, self.limit, self.pool, self.device = bank, limit, pool, device
         self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
@@ -76,7 +78,7 @@ class VideoSide:
         self.settled = len(self._made)
 
     def rows(self) -> tuple[TokenBatch, torch.Tensor]:
-        """Kept rows in the cache's order and their priority float64 [K] in (0, 1), low kept longest."""
+        """Kept rows in the cache's order, and their priority float64 [K] in (0, 1): low stays."""
         if self._state is None:
             assert self._made is not None  # noqa: S101 - settle comes first
             made = self._made.sorted()
@@ -101,16 +103,23 @@ class VideoSide:
         """Source tokens of sampled frames ``a:b``; each stands until the next sampled frame."""
         records = self.bank.frames(a, min(b + 1, self.bank.num_frames))
         start = records["pts"][: b - a]
-        stop = np.append(records["pts"][1:], self._end(records)) if b == self.bank.num_frames else records["pts"][1:]
+        stop = (
+            np.append(records["pts"][1:], self._end(records))
+            if b == self.bank.num_frames
+            else records["pts"][1:]
+        )
         data = self.bank.rows("descriptors", a * self.cells, b * self.cells, np.dtype("<f2"), DIM)
         return cell_tokens(
             torch.from_numpy(data.copy()), torch.from_numpy(start.copy()),
-            torch.from_numpy(np.maximum(stop, start)), torch.from_numpy(records["index"][: b - a].copy()),
+            torch.from_numpy(np.maximum(stop, start)),
+            torch.from_numpy(records["index"][: b - a].copy()),
             torch.arange(a, b, dtype=torch.int32), *self.grid,
         )  # fmt: skip
 
     def _end(self, records: Any) -> float:
-        return max(float(records["pts"][-1] + records["duration"][-1]), float(self.bank.meta["video_end"]))
+        return max(
+            float(records["pts"][-1] + records["duration"][-1]), float(self.bank.meta["video_end"])
+        )
 
     def _empty(self) -> TokenBatch:
         none = torch.zeros(0, dtype=torch.float64)
@@ -150,7 +159,9 @@ class VideoSide:
         if "frames" in getattr(self.final, "layouts", ()):
             count = min(self.frames, max(1, room // self.cells, -(-budget // self.cells)))
             if count < self.frames:
-                wanted = [self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)]
+                wanted = [
+                    self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)
+                ]
                 return TokenBatch.cat([self._tokens(t, t + 1) for t in wanted])
         held: TokenBatch | None = None
         for block in self._pool_blocks():

@@ -13,21 +13,25 @@ __all__ = ["open_media", "probe"]
 
 
 def probe(path: str | Path, *, video_stream: str = "auto", audio_stream: str = "auto") -> MediaInfo:
-    """Describe a media file; decodes one picture at most. See :func:`tokpipe.decode._probe.probe`."""
+    """Describe a media file; decodes one picture at most. See :mod:`tokpipe.decode._probe`."""
     from tokpipe.decode._probe import probe as run
 
     return run(Path(path), video_stream=video_stream, audio_stream=audio_stream)
 
 
 def open_media(
-    path: str | Path, *, video_stream: str = "auto", audio_stream: str = "auto", strict: bool = False
+    path: str | Path,
+    *,
+    video_stream: str = "auto",
+    audio_stream: str = "auto",
+    strict: bool = False,
 ) -> MediaSource:
     """Open a media file with the reference reader.
 
     Args:
         path: The file.
-        video_stream, audio_stream: ``auto``, ``none``, a stream index of the container, or (audio)
-            a language code.
+        video_stream: ``auto``, ``none`` or a stream index of the container.
+        audio_stream: The same, or a language code.
         strict: Raise DecodeError at the first damage instead of recording it.
     """
     from tokpipe.decode.pyav import MediaSource

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RATE = 16000
+#: Mix to the mean of the channels: without it float sources get louder by sqrt(2) and clip.
+_MEAN = {"rematrix_maxval": "1.0"}
 #: Samples of one block handed on (1 s), and the hole in 1 / seconds that is not just rounding.
 BLOCK = RATE
 TOLERANCE = 50
@@ -54,7 +56,7 @@ class AudioPlacer:
     _held: int = 0
 
     def push(self, frame: av.AudioFrame, start: int) -> Iterator[NDArray[np.float32]]:
-        """Blocks float32 [L] that are complete after this frame, which starts at ``start`` units."""
+        """Blocks float32 [L] complete after this frame, which starts at ``start`` units."""
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
         expected = self._origin * self.scale // RATE
         if self._form is not None:
@@ -88,7 +90,9 @@ class AudioPlacer:
         self.started = True
         self._origin, self._fed, self._taken, self._form = target, 0, 0, form
         self._skip = max(0, have - target)
-        self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE, frame_size=BLOCK)
+        self._resampler = av.AudioResampler(
+            format="fltp", layout="mono", rate=RATE, frame_size=BLOCK, options=_MEAN
+        )
 
     def _close(self) -> Iterator[NDArray[np.float32]]:
         """End a contiguous stretch at exactly the length its source samples span."""
@@ -130,4 +134,7 @@ class AudioPlacer:
         for a in range(0, stop, BLOCK):
             yield joined[a : a + BLOCK]
         self.written += stop
-        self._parts, self._held = ([joined[stop:]] if stop < len(joined) else []), len(joined) - stop
+        self._parts, self._held = (
+            ([joined[stop:]] if stop < len(joined) else []),
+            len(joined) - stop,
+        )

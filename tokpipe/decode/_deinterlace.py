@@ -34,6 +34,9 @@ class Deinterlacer:
             yield from self.finish()
             self._open(frame)
             self._form = form
+        if self._graph is None:
+            yield frame, corrupt
+            return
         self._corrupt.append(corrupt)
         self._graph.push(frame)
         yield from self._pull()
@@ -55,7 +58,10 @@ class Deinterlacer:
         sink = graph.add("buffersink")
         source.link_to(joined)
         joined.link_to(sink)
-        graph.configure()
+        try:
+            graph.configure()
+        except (av.FFmpegError, ValueError):
+            return  # too small for the filter: such pictures stay woven
         self._graph = graph
 
     def _pull(self) -> Iterator[tuple[Any, bool]]:

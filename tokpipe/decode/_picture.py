@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from tokpipe.errors import DecodeError
+
 if TYPE_CHECKING:
-    import av
     from numpy.typing import NDArray
 
 #: SDR white of BT.2408 and the peak both transfer functions are mapped from, in cd/m2.
 _WHITE, _PEAK = 203.0, 1000.0
 #: Linear BT.2020 to linear BT.709 (BT.2087).
 _TO_BT709 = np.array(
-    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]],
+    [
+        [1.660491, -0.587641, -0.072850],
+        [-0.124550, 1.132900, -0.008349],
+        [-0.018151, -0.100579, 1.118730],
+    ],
     dtype=np.float32,
 )
 
@@ -46,15 +52,26 @@ class DecodedPicture:
     transfer: str = "unspecified"
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], upright and resized by AREA."""
-        turned = self.rotation % 2 == 1
-        w, h = (height, width) if turned else (width, height)
+        """uint8 [height, width, 3], upright and resized by AREA.
+
+        Raises:
+            DecodeError: The picture's pixel format cannot be converted.
+        """
+        w, h = (height, width) if self.rotation % 2 else (width, height)
         hdr = self.transfer in ("pq", "hlg")
-        out = self.reformatter.reformat(
-            self.frame, width=w, height=h, format="rgb48le" if hdr else "rgb24",
-            interpolation=Interpolation.AREA, threads=1,
-        )  # fmt: skip
-        pixels: NDArray[np.uint8] = tone_map(out.to_ndarray(), self.transfer) if hdr else out.to_ndarray()
+        try:
+            out = self.reformatter.reformat(
+                self.frame, width=w, height=h, format="rgb48le" if hdr else "rgb24",
+                interpolation=Interpolation.AREA, threads=1,
+            )  # fmt: skip
+        except (av.FFmpegError, ValueError) as error:
+            name = self.frame.format.name
+            raise DecodeError(
+                f"pictures of pixel format {name} cannot be converted",
+                hint="re-encode the file, for example to yuv420p",
+            ) from error
+        decoded: Any = out.to_ndarray()
+        pixels: NDArray[np.uint8] = tone_map(decoded, self.transfer) if hdr else decoded
         return np.ascontiguousarray(np.rot90(pixels, self.rotation)) if self.rotation else pixels
 
 
@@ -77,13 +94,15 @@ def tone_map(rgb: NDArray[np.uint16], transfer: str) -> NDArray[np.uint8]:
     white = np.float32(_PEAK / _WHITE)
     mapped = np.clip(scene * ((1 + top / white**2) / (1 + top)), 0, 1)
     video = np.where(mapped < 0.018, 4.5 * mapped, 1.099 * mapped ** np.float32(0.45) - 0.099)
-    return np.clip(video * 255 + 0.5, 0, 255).astype(np.uint8)
+    out: NDArray[np.uint8] = np.clip(video * 255 + 0.5, 0, 255).astype(np.uint8)
+    return out
 
 
 @cache
 def _linear_table(transfer: str) -> NDArray[np.float32]:
     """Light per 16-bit code: cd/m2 for PQ, scene light 0..1 for HLG."""
     code = np.arange(65536, dtype=np.float64) / 65535
+    light: NDArray[Any]
     if transfer == "pq":
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
         power = code ** (1 / m2)

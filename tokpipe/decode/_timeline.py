@@ -8,7 +8,8 @@ rate in the file, so nothing is ever rounded.
 Zero is the container's start time if positive, else 0. Timestamps that jump back by more than
 ``RESET`` seconds (concatenated files, reset encoders), or forward past everything the file can
 hold, start a new epoch that continues where the last one ended; both streams share the epochs,
-so audio and video stay together.
+so audio and video stay together. Packets are placed when they are read, in decoding order, and
+open the epochs; decoded frames follow them, so a decoder's delay changes no time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ RESET = 1
 LONGEST_GAP = 6 * 3600
 #: A header duration beyond this many seconds (a month) is not believed.
 LONGEST_DURATION = 31 * 24 * 3600
+#: Nor is one with fewer bytes a second than this.
+_LEAST_BYTES = 8
+#: Seconds that timestamps may exceed what the header or the file's size lets expect.
+_SLACK = 60
 #: Units a second before a file's own rates are multiplied in: microseconds, and half ticks for
 #: filters that double the time base.
 _BASE_SCALE = 2_000_000
@@ -42,16 +47,20 @@ class Timeline:
     Attributes:
         scale: Units a second.
         zero: Container time that counts as 0.
-        limit: Latest media time that is believable, None when the header does not tell.
+        span: Longest media time that one epoch can believably reach, None when nothing tells.
+        gap: Longest believable gap, None where ``span`` says enough.
         offsets: Units added in each epoch.
         end: Latest end of anything placed so far.
+        base: Media time where the newest epoch begins.
     """
 
     scale: int = _BASE_SCALE
     zero: int = 0
-    limit: int | None = None
+    span: int | None = None
+    gap: int | None = None
     offsets: list[int] = field(default_factory=lambda: [0])
     end: int = 0
+    base: int = 0
 
     @property
     def resets(self) -> int:
@@ -66,20 +75,30 @@ class Timeline:
         """Units as float seconds."""
         return units / self.scale
 
+    def expect(self, duration: float | None, size: int) -> None:
+        """Set what is believable from the header's duration, or else from the file's bytes."""
+        if duration is not None:
+            # Half as long again: headers of live recordings fall short of what follows.
+            self.span = self.units(int(duration * 1.5) + _SLACK)
+        else:
+            self.span = self.units(size // _LEAST_BYTES + _SLACK)
+            self.gap = self.units(LONGEST_GAP)
+
     def stream(self, time_base: Fraction) -> StreamClock:
-        """The clock of one stream."""
+        """A clock for one stream."""
         return StreamClock(self, time_base, self.units(time_base))
 
     def absurd(self, t: int, last_end: int) -> bool:
         """``t`` lies further ahead than this file can reach."""
-        if self.limit is not None:
-            return t > max(self.limit, last_end) + RESET * self.scale
-        return t > last_end + LONGEST_GAP * self.scale
+        slack = RESET * self.scale
+        if self.span is not None and t > max(self.base + self.span, last_end) + slack:
+            return True
+        return self.gap is not None and t > last_end + self.gap
 
 
 @dataclass(slots=True)
 class StreamClock:
-    """Places one stream's timestamps on the file's timeline, in presentation order.
+    """Places one stream's timestamps on the file's timeline.
 
     Attributes:
         tick: Units of one tick of ``time_base``.
@@ -98,32 +117,61 @@ class StreamClock:
 
     def ticks_to_units(self, ticks: int, time_base: Fraction | None = None) -> int:
         """Ticks of ``time_base`` (default the stream's own) as units."""
-        if time_base is None or time_base == self.time_base:
+        if time_base is None:
             return ticks * self.tick
         return self.timeline.units(ticks * Fraction(time_base))
 
     def place(self, pts: int | None, duration: int, time_base: Fraction | None = None) -> int:
-        """Media time in units.
+        """Media time in units of the next item in presentation order.
 
         Args:
             pts: Raw timestamp, None continues at the end of the previous item.
             duration: Units the item lasts, 0 when unknown.
             time_base: Of ``pts`` when it differs from the stream's.
         """
-        line = self.timeline
         if pts is None:
-            t = self.end
+            t = order = self.end
         else:
-            raw = self.ticks_to_units(pts, time_base) - line.zero
-            t = raw + line.offsets[self.epoch]
-            before = self.last if self.last is not None else t
-            if t < before - RESET * line.scale or line.absurd(t, self.end):
-                t = self._next_epoch(raw)
-        if self.last is not None and t < self.last:
-            self.disordered += 1
-        self.last = t
-        self.end = max(self.end, t + duration)
-        line.end = max(line.end, self.end)
+            raw = self.ticks_to_units(pts, time_base) - self.timeline.zero
+            t = order = self._in_epoch(raw, raw)
+        return self._note(t, order, duration)
+
+    def place_packet(self, pts: int | None, dts: int | None, duration: int) -> int:
+        """Media time in units of the next packet in decoding order.
+
+        A reset shows in the decoding times, which never step back otherwise; presentation times
+        may step back by seconds where frames last seconds.
+        """
+        if pts is None and dts is None:
+            return self._note(self.end, self.end, duration)
+        zero, last = self.timeline.zero, self.last
+        raw = (pts if pts is not None else dts or 0) * self.tick - zero
+        order = dts * self.tick - zero if dts is not None else None
+        t = self._in_epoch(raw, order)
+        placed = t - raw + order if order is not None else last
+        return self._note(t, placed, duration)
+
+    def _in_epoch(self, raw: int, order: int | None) -> int:
+        line = self.timeline
+        offset = line.offsets[self.epoch]
+        back = (
+            order is not None
+            and self.last is not None
+            and order + offset < self.last - RESET * line.scale
+        )
+        if back or line.absurd(raw + offset, self.end):
+            return self._next_epoch(raw)
+        return raw + offset
+
+    def _note(self, t: int, order: int | None, duration: int) -> int:
+        if order is not None:
+            if self.last is not None and order < self.last:
+                self.disordered += 1
+            self.last = order
+        stop = t + duration
+        if stop > self.end:
+            self.end = stop
+            self.timeline.end = max(self.timeline.end, stop)
         return t
 
     def _next_epoch(self, raw: int) -> int:
@@ -135,52 +183,36 @@ class StreamClock:
             if t >= self.end - RESET * line.scale and not line.absurd(t, self.end):
                 return t
         line.offsets.append(line.end - raw)
-        if line.limit is not None:
-            line.limit = max(line.limit, line.end + line.limit)
+        line.base = line.end
         self.epoch = len(line.offsets) - 1
         return line.end
 
 
 @dataclass(slots=True)
 class FrameRanks:
-    """Rank of each frame's pts among the displayable packets, without a scan of the file.
+    """Rank of each frame among the displayable packets, without a scan of the file.
 
     Packets are added in file order; a decoder hands a frame out only after every packet with a
-    smaller pts went in, so the packets still waiting below a frame's pts are those before it.
+    smaller time went in, so the packets still waiting below a frame's time are those before it.
+
+    Attributes:
+        known: A packet had a time at all.
     """
 
-    waiting: list[tuple[int, int]] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
     count: int = 0
-    epoch: int = 0
-    last: int | None = None
-    frame_epoch: int = 0
-    frame_last: int | None = None
-    reset_ticks: int = 1 << 62
+    known: bool = False
 
-    @staticmethod
-    def for_stream(time_base: Fraction) -> FrameRanks:
-        """Ranks of a stream with this time base."""
-        return FrameRanks(reset_ticks=int(RESET / time_base))
+    def add(self, t: int) -> None:
+        """Note a displayable packet at media time ``t`` (any whole units)."""
+        self.known = True
+        heapq.heappush(self.waiting, t)
 
-    def add(self, pts: int | None, dts: int | None) -> None:
-        """Note a displayable packet; a reset shows in the decoding times, which never step back."""
-        if pts is None:
-            return
-        order = pts if dts is None else dts
-        if self.last is not None and order < self.last - self.reset_ticks:
-            self.epoch += 1
-        self.last = order
-        heapq.heappush(self.waiting, (self.epoch, pts))
-
-    def rank(self, pts: int | None) -> int:
-        """Rank of a frame, -1 when it or the packets carry no pts."""
-        if pts is None or self.last is None:
-            return -1
-        if self.frame_last is not None and pts < self.frame_last - self.reset_ticks:
-            self.frame_epoch += 1
-        self.frame_last = pts
-        while self.waiting and self.waiting[0] < (self.frame_epoch, pts):
-            heapq.heappop(self.waiting)
+    def rank(self, t: int) -> int:
+        """Packets before ``t``; times asked for must not step back."""
+        waiting = self.waiting
+        while waiting and waiting[0] < t:
+            heapq.heappop(waiting)
             self.count += 1
         return self.count
 
@@ -188,8 +220,8 @@ class FrameRanks:
 def believable_duration(seconds: Fraction | float | None, size: int) -> float | None:
     """A header's duration in seconds, or None where it is missing, negative or absurd.
 
-    More than a month, or fewer than 8 bytes a minute, is not believed.
+    More than a month, or fewer than 8 bytes a second, is not believed.
     """
     if seconds is None or not 0 < seconds <= LONGEST_DURATION:
         return None
-    return float(seconds) if size * 60 >= 8 * seconds else None
+    return float(seconds) if size >= _LEAST_BYTES * seconds else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from tokpipe.decode._audio import RATE, AudioPlacer
+from tokpipe.decode._damage import GroupDamage
 from tokpipe.decode._deinterlace import Deinterlacer
+from tokpipe.decode._demux import flush, frame_step, open_timeline, read_packets
 from tokpipe.decode._picture import DecodedPicture
-from tokpipe.decode._probe import open_container, reason
-from tokpipe.decode._timeline import FrameRanks, Timeline, common_scale
+from tokpipe.decode._probe import SAMPLE_RATES, open_container, open_stream, reason
+from tokpipe.decode._timeline import FrameRanks, Timeline
 from tokpipe.errors import DecodeError
 from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk
 
-#: Consecutive failed reads after which the rest of a file is given up.
-_PATIENCE = 200
+#: Seconds, or two hundredths of the promise, that may be missing before a file counts as cut off.
+_SHORT = 0.5
 
 
 @dataclass(slots=True)
@@ -75,71 +76,48 @@ class MediaSource:
             DecodeError: Nothing could be decoded, or damage under ``strict``.
         """
         with open_container(self.path) as box:
-            timeline = self._timeline(box)
+            timeline = open_timeline(box, self.info)
             readers: dict[int, _VideoReader | _AudioReader] = {}
             if self.info.video is not None:
                 readers[self.info.video.index] = _VideoReader(self, box, timeline)
             if self.info.audio is not None:
                 readers[self.info.audio.index] = _AudioReader(self, box, timeline)
-            for packet in self._packets(box, [box.streams[i] for i in readers]):
-                # The demuxer hands out a flush packet for streams that were not asked for, too.
-                if packet.stream_index in readers:
-                    yield from readers[packet.stream_index].push(packet)
+            streams = [box.streams[i] for i in readers]
+            for packet in read_packets(box, streams, self.damage):
+                yield from readers[packet.stream_index].push(packet)
             for reader in readers.values():
                 yield from reader.finish()
             self._conclude(timeline)
-
-    def _timeline(self, box: Any) -> Timeline:
-        streams = [box.streams[i.index] for i in (self.info.video, self.info.audio) if i is not None]
-        rates = [RATE, *(s.time_base.denominator for s in streams)]
-        rates += [self.info.audio.sample_rate] if self.info.audio else []
-        rates += [self.info.video.frame_rate.numerator] if self.info.video and self.info.video.frame_rate else []
-        line = Timeline(scale=common_scale(rates))
-        line.zero = line.units(max(Fraction(0), Fraction(box.start_time or 0, 1_000_000)))
-        if self.info.duration:
-            # Half as long again: headers of live recordings fall short of what follows.
-            line.limit = line.units(int(self.info.duration * 1.5) + 60)
-        return line
 
     def damage(self, what: str) -> None:
         """Count damage; raise under ``strict``."""
         self.report.damaged += 1
         if self.strict:
-            raise DecodeError(f"damage in `{self.path.name}`: {what}", hint="leave --strict out to go on past damage")
-
-    def _packets(self, box: Any, streams: list[Any]) -> Iterator[Any]:
-        failures = 0
-        packets = box.demux(*streams)
-        while failures < _PATIENCE:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                failures += 1
-                self.damage(f"the container cannot be read: {reason(error)}")
-                if isinstance(error, av.EOFError):
-                    return
-                packets = box.demux(*streams)
-                continue
-            failures = 0
-            yield packet
+            raise DecodeError(
+                f"damage in `{self.path.name}`: {what}",
+                hint="leave --strict out to go on past damage",
+            )
 
     def _conclude(self, timeline: Timeline) -> None:
         report = self.report
         if timeline.resets:
-            report.note("timestamp-reset", f"timestamps restarted {timeline.resets} times; later parts follow on")
+            text = f"timestamps restarted {timeline.resets} times; later parts follow on"
+            report.note("timestamp-reset", text)
         if report.damaged:
             report.note("damaged", f"{report.damaged} damaged packets or pictures were skipped")
         end, promised = max(report.video_end, report.audio_end), self.info.duration
-        if promised is not None and end < promised - max(1.0, 0.02 * promised):
-            report.note("truncated", f"holds {end:.3f} s of the {promised:.3f} s its header promises")
+        if promised is not None and end < promised - max(_SHORT, 0.02 * promised):
+            text = f"holds {end:.3f} s of the {promised:.3f} s its header promises"
+            report.note("truncated", text)
             if self.strict:
-                raise DecodeError(f"`{self.path.name}` is cut off at {end:.3f} s", hint="leave --strict out to use what is there")
+                raise DecodeError(
+                    f"`{self.path.name}` is cut off at {end:.3f} s",
+                    hint="leave --strict out to use what is there",
+                )
         if report.frames == 0 and report.audio_end == 0:
             raise DecodeError(
                 f"nothing in `{self.path.name}` could be decoded",
-                hint="check that it plays elsewhere; a file cut off while recording may hold no data",
+                hint="check that it plays elsewhere; a recording that was cut off may hold no data",
             )
 
 
@@ -147,106 +125,158 @@ class _VideoReader:
     def __init__(self, source: MediaSource, box: Any, timeline: Timeline) -> None:
         assert source.info.video is not None  # noqa: S101 - only made when there is one
         self.source, self.info = source, source.info.video
-        self.stream = box.streams[self.info.index]
-        self.stream.thread_type = "NONE"
-        self.clock = timeline.stream(self.stream.time_base)
-        self.ranks = FrameRanks.for_stream(self.stream.time_base)
+        self.stream = open_stream(box, self.info.index)
+        self.time_base = self.stream.time_base
+        self.packets = timeline.stream(self.time_base)
+        self.clock = timeline.stream(self.time_base)
+        self.ranks = FrameRanks()
+        self.groups = GroupDamage()
         self.reformatter = VideoReformatter()
         self.deinterlacer = Deinterlacer()
         self.turns = (-self.info.rotation // 90) % 4
-        self.step = timeline.units(1 / self.info.frame_rate) if self.info.frame_rate else 0
-        self.tainted = False
+        self.step = frame_step(self.info, timeline)
         self.size: tuple[int, int] | None = None
+        self.shown = -1
 
     def push(self, packet: Any) -> Iterator[DecodedPicture]:
-        if packet.size and packet.is_discard:
-            self.source.report.note("edit-list", "pictures outside the edit list are not shown")
-        elif packet.size:
-            self.ranks.add(packet.pts, packet.dts)
+        if packet.is_discard:
+            text = "pictures outside the edit list are not shown"
+            self.source.report.note("edit-list", text)
+        else:
+            self._note_packet(packet)
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
+            self.groups.hit()
             self.source.damage(f"video packet: {reason(error)}")
-            self.tainted = True
             return
         for frame in frames:
             yield from self._frame(frame)
 
     def finish(self) -> Iterator[DecodedPicture]:
+        for frame in flush(self.stream):
+            yield from self._frame(frame)
         for frame, corrupt in self.deinterlacer.finish():
             yield from self._place(frame, corrupt)
+        yield from _settled(self.groups.finish())
         if self.clock.disordered:
-            self.source.report.note("damaged", f"{self.clock.disordered} pictures were out of order")
+            text = f"{self.clock.disordered} pictures were out of order"
+            self.source.report.note("damaged", text)
+        if self.source.report.frames == 0:
+            self.source.report.note("damaged", "no picture of the video could be decoded")
+
+    def _note_packet(self, packet: Any) -> None:
+        pts, corrupt = packet.pts, packet.is_corrupt
+        span = packet.duration
+        duration = span * self.packets.tick if span else self.step
+        t = self.packets.place_packet(pts, packet.dts, duration)
+        if pts is not None and t >= 0:
+            self.ranks.add(t)
+        self.groups.packet(t, key=packet.is_keyframe)
+        if corrupt:
+            self.groups.hit()
+            self.source.damage("video packet cut off or broken")
 
     def _frame(self, frame: Any) -> Iterator[DecodedPicture]:
-        corrupt = bool(frame.is_corrupt)
+        corrupt = frame.is_corrupt
         if corrupt:
             self.source.damage("picture flagged as corrupt")
-            self.tainted = True
-        elif frame.key_frame:
-            self.tainted = False
-        if self.size not in (None, (frame.width, frame.height)):
-            text = f"picture size changes to {frame.width}x{frame.height}; the first size's grid is kept"
-            self.source.report.note("size-change", text)
-        self.size = (frame.width, frame.height)
+        size = (frame.width, frame.height)
+        if size != self.size:
+            if self.size is not None:
+                text = f"picture size changes to {size[0]}x{size[1]}; the first size's grid is kept"
+                self.source.report.note("size-change", text)
+            self.size = size
         for shown, flag in self.deinterlacer.push(frame, corrupt):
             yield from self._place(shown, flag)
 
     def _place(self, frame: Any, corrupt: bool) -> Iterator[DecodedPicture]:
-        if self.deinterlacer.active:
-            self.source.report.note("interlaced", "interlaced; fields are joined by bwdif")
-        time_base = frame.time_base
-        duration = self.clock.ticks_to_units(frame.duration, time_base) if frame.duration else self.step
-        previous = self.clock.last
-        t = self.clock.place(frame.pts, duration, time_base)
-        if t < 0 or (previous is not None and t <= previous):
+        clock, report = self.clock, self.source.report
+        # Only a filter's frames have a time base of their own.
+        time_base = frame.time_base if self.deinterlacer.active else None
+        span, pts = frame.duration, frame.pts
+        duration = clock.ticks_to_units(span, time_base) if span else self.step
+        t = clock.place(pts, duration, time_base)
+        if t <= self.shown:
             return
-        ticks = frame.pts
-        if ticks is not None and time_base != self.clock.time_base:
-            ticks = round(ticks * time_base / self.clock.time_base)
-        report, seconds = self.source.report, self.clock.timeline.seconds
+        self.shown = t
+        seconds = clock.timeline.seconds
         report.frames += 1
         report.video_end = max(report.video_end, seconds(t + duration))
-        yield DecodedPicture(
+        if self.deinterlacer.active:
+            report.note("interlaced", "interlaced; fields are joined by bwdif")
+        picture = DecodedPicture(
             frame=frame, reformatter=self.reformatter, pts=seconds(t), duration=seconds(duration),
-            index=self.ranks.rank(ticks), usable=not (corrupt or self.tainted), corrupt=corrupt,
+            index=self.ranks.rank(t) if pts is not None and self.ranks.known else -1,
+            usable=not corrupt, corrupt=corrupt,
             rotation=self.turns, transfer=self.info.transfer,
         )  # fmt: skip
+        yield from _settled(self.groups.frame(picture, t, corrupt=corrupt))
+
+
+def _settled(pictures: Iterator[tuple[DecodedPicture, bool]]) -> Iterator[DecodedPicture]:
+    for picture, damaged in pictures:
+        if damaged:
+            picture.usable = False
+        yield picture
 
 
 class _AudioReader:
     def __init__(self, source: MediaSource, box: Any, timeline: Timeline) -> None:
         assert source.info.audio is not None  # noqa: S101 - only made when there is one
         self.source = source
-        self.stream = box.streams[source.info.audio.index]
-        self.stream.thread_type = "NONE"
+        self.stream = open_stream(box, source.info.audio.index)
+        self.packets = timeline.stream(self.stream.time_base)
         self.clock = timeline.stream(self.stream.time_base)
         self.placer = AudioPlacer(timeline.scale)
         self.sent = 0
 
     def push(self, packet: Any) -> Iterator[AudioChunk]:
+        if not packet.is_discard:
+            span = (packet.duration or 0) * self.packets.tick
+            self.packets.place_packet(packet.pts, packet.dts, span)
+        if packet.is_corrupt:
+            self.source.damage("audio packet cut off or broken")
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
             self.source.damage(f"audio packet: {reason(error)}")
             return
         for frame in frames:
-            if frame.sample_rate and frame.samples:
-                duration = frame.samples * self.clock.timeline.scale // frame.sample_rate
-                start = self.clock.place(frame.pts, duration, frame.time_base)
-                yield from self._chunks(self.placer.push(frame, start))
+            yield from self._frame(frame)
 
     def finish(self) -> Iterator[AudioChunk]:
+        for frame in flush(self.stream):
+            yield from self._frame(frame)
         yield from self._chunks(self.placer.finish())
         report, placer = self.source.report, self.placer
         report.audio_end = self.sent / RATE
         if placer.gaps:
-            report.note("audio-gap", f"{placer.gaps / RATE:.3f} s of holes in the audio were filled with silence")
+            seconds = placer.gaps / RATE
+            report.note("audio-gap", f"{seconds:.3f} s of holes in the audio were filled")
         if placer.overlaps:
-            report.note("audio-overlap", f"{placer.overlaps / RATE:.3f} s of overlapping audio were dropped")
+            seconds = placer.overlaps / RATE
+            report.note("audio-overlap", f"{seconds:.3f} s of overlapping audio were dropped")
+        if not placer.started:
+            report.note("damaged", "nothing of the audio could be decoded")
+
+    def _frame(self, frame: Any) -> Iterator[AudioChunk]:
+        rate, samples = frame.sample_rate, frame.samples
+        if not samples:
+            return
+        if rate not in SAMPLE_RATES:
+            self.source.damage(f"sound at {rate} Hz")
+            return
+        start = self.clock.place(frame.pts, samples * self.clock.timeline.scale // rate)
+        try:
+            yield from self._chunks(self.placer.push(frame, start))
+        except (av.FFmpegError, ValueError) as error:
+            self.source.damage(f"sound that cannot be resampled: {reason(error)}")
 
     def _chunks(self, blocks: Iterator[Any]) -> Iterator[AudioChunk]:
         for block in blocks:
             samples = torch.from_numpy(block)[None]
-            yield AudioChunk(samples=samples, pts=self.sent / RATE, sample_rate=RATE, index=self.sent)
+            yield AudioChunk(
+                samples=samples, pts=self.sent / RATE, sample_rate=RATE, index=self.sent
+            )
             self.sent += len(block)

@@ -30,7 +30,9 @@ class ClipBuilder:
         samples: Samples in the clip so far.
     """
 
-    def __init__(self, source: Callable[[int, int], NDArray[np.int16]], codec: ClipCodec = "opus") -> None:
+    def __init__(
+        self, source: Callable[[int, int], NDArray[np.int16]], codec: ClipCodec = "opus"
+    ) -> None:
         """Open the encoder into a nameless file."""
         self.source, self.codec = source, codec
         self.samples = 0
@@ -40,10 +42,11 @@ class ClipBuilder:
         self._box: Any = av.open(self._file, "w", format=container, options={"fflags": "+bitexact"})
         name = "libopus" if codec == "opus" else "flac"
         self._stream: Any = self._box.add_stream(name, rate=RATE, layout="mono")
-        self._stream.codec_context.format = "s16"
-        self._stream.codec_context.flags |= 0x800000  # AV_CODEC_FLAG_BITEXACT: no version strings
+        context: Any = self._stream.codec_context
+        context.format = "s16"
+        context.flags |= 0x800000  # AV_CODEC_FLAG_BITEXACT: no version strings
         if codec == "opus":
-            self._stream.codec_context.bit_rate = BIT_RATE
+            context.bit_rate = BIT_RATE
         self._sent = 0
 
     def add(self, cell: int) -> int:

@@ -35,7 +35,7 @@ from tokpipe.encode._log_mel import (
     slaney_filterbank,
 )
 from tokpipe.errors import UnsupportedMedia
-from tokpipe.spec import MODALITY_CODE, MediaInfo, Modality, TokenSpec
+from tokpipe.spec import MODALITY_CODE, MediaInfo, TokenSpec
 from tokpipe.tensors import AudioChunk, Reduction, TokenBatch
 
 __all__ = [
@@ -86,7 +86,7 @@ class Mel:
     """
 
     source: ClassVar[str] = "Radford et al., Whisper, 2022, arXiv:2212.04356; Slaney mel scale"
-    modality: ClassVar[Modality] = "audio"
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
     causal: ClassVar[bool] = False
     version: ClassVar[int] = 1
     extras: ClassVar[tuple[str, ...]] = tuple(_RULES)

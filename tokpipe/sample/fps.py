@@ -36,7 +36,7 @@ class Fps:
     fps: Annotated[float, Field(gt=0, le=240)] = 2.0
 
     def sample(self, frames: Iterable[Any]) -> Iterator[Any]:
-        """Yield the chosen frames in order; items without ``usable`` (audio) pass through in place."""
+        """Yield the chosen frames in order; items without ``usable`` (audio) pass in place."""
         origin: float | None = None
         tick = 0
         sound: Any = None
@@ -58,7 +58,11 @@ class Fps:
                 sound = frame
             else:
                 doubtful = frame
-        if origin is not None and (last := sound or doubtful) is not None and self._on_tick(last, origin, tick):
+        if (
+            origin is not None
+            and (last := sound or doubtful) is not None
+            and self._on_tick(last, origin, tick)
+        ):
             yield last
 
     def _ticks_before(self, elapsed: float) -> int:
@@ -68,7 +72,7 @@ class Fps:
     def _on_tick(self, frame: Any, origin: float, tick: int) -> bool:
         """The next tick falls while the last frame is on screen (it lasts at least one instant)."""
         stop = frame.pts + max(frame.duration, 1e-3)
-        return tick / self.fps + origin < stop - 1e-9
+        return bool(tick / self.fps + origin < stop - 1e-9)
 
     def count(self, info: MediaInfo) -> int | None:
         """Ticks the video's duration holds, and never more than its frames."""

@@ -88,7 +88,7 @@ class ReducerSuite:
     device: ClassVar[str] = "cpu"
     budgets: ClassVar[tuple[int, ...]] = (1, 2, 7, 19)
 
-    def pytest_generate_tests(self, metafunc: Any) -> None:  # noqa: ANN401
+    def pytest_generate_tests(self, metafunc: Any) -> None:
         """Run every test once per operator."""
         if "name" in metafunc.fixturenames:
             metafunc.parametrize("name", self.names or reducer_names())
@@ -99,7 +99,7 @@ class ReducerSuite:
         assert isinstance(operator, Reducer)
         return operator
 
-    def tokens(self, operator: Any, **options: Any) -> TokenBatch:  # noqa: ANN401
+    def tokens(self, operator: Any, **options: Any) -> TokenBatch:
         """One item of the operator's scope: a frame, or three."""
         options.setdefault("frames", 1 if operator.scope == "frame" else 3)
         options.setdefault("modality", operator.modalities[0])
@@ -107,7 +107,7 @@ class ReducerSuite:
         options.setdefault("extras", [name for name in operator.needs if name not in known])
         return sample_tokens(**options).to(self.device)
 
-    def query(self, operator: Any) -> Query | None:  # noqa: ANN401
+    def query(self, operator: Any) -> Query | None:
         """A question for the operators that need one."""
         if "query" not in operator.needs:
             return None
@@ -115,13 +115,13 @@ class ReducerSuite:
         pooled = torch.randn(1, 8, generator=draw).to(self.device)
         return Query(text="what is shown", pooled=pooled, tokens=None, space="data")
 
-    def decide(self, name: str, budget: int | None, **options: Any) -> tuple[TokenBatch, TokenMap]:  # noqa: ANN401
+    def decide(self, name: str, budget: int | None, **options: Any) -> tuple[TokenBatch, TokenMap]:
         """Tokens and the expanded decision on them."""
         operator = self.make(name)
         tokens = self.tokens(operator, **options)
         return tokens, expanded(operator.decide(tokens, budget, self.query(operator)))
 
-    def fit(self, name: str, budget: int, **options: Any) -> tuple[TokenBatch, TokenMap]:  # noqa: ANN401
+    def fit(self, name: str, budget: int, **options: Any) -> tuple[TokenBatch, TokenMap]:
         """Tokens and the fitted decision on them."""
         operator = self.make(name)
         tokens = self.tokens(operator, **options)
@@ -251,7 +251,7 @@ def reducer_names() -> list[str]:
     return [name for name in registry.names("reducer") if not _streams(build(StepSpec(use=name)))]
 
 
-def _streams(operator: Any) -> bool:  # noqa: ANN401
+def _streams(operator: Any) -> bool:
     return isinstance(operator, StreamReducer) or operator.scope == "stream"
 
 

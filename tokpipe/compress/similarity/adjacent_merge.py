@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from tokpipe.errors import RecipeError
-from tokpipe.spec import Scope
+from tokpipe.spec import Layout, Scope
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
 #: Seconds between a cell's end and the next one's start that still count as touching.
@@ -55,7 +55,9 @@ class AdjacentMerge:
     """
 
     source: ClassVar[str] = "FastAdaSP, arXiv:2410.03007, section 3; A-ToMe, arXiv:2306.16009"
-    modality: ClassVar[str] = "audio"
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    exact: ClassVar[bool] = True
     scope: ClassVar[Scope] = "window"
     needs: ClassVar[tuple[str, ...]] = ("change", "rms_db")
     causal: ClassVar[bool] = False
@@ -102,6 +104,10 @@ class AdjacentMerge:
         else:
             made = TokenMap.keep_first(group, len(kept))
         return replace(made, score=score)
+
+    def out_count(self, n: int, budget: int | None) -> tuple[int, bool]:
+        """Rows for ``n`` tokens, and whether that is exact: the rule alone gives fewer."""
+        return (n, False) if budget is None else (min(n, budget), True)
 
     def worth(self, tokens: TokenBatch) -> int:
         """Runs of heard cells under the rule: the tokens worth having before any repeats."""

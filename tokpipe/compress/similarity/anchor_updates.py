@@ -161,7 +161,9 @@ class AnchorUpdates:
         chosen[state.chosen[a:b] - start] = True
         novel = torch.nan_to_num(new.score, nan=0.0).numpy() >= 1
         shape = (count // state.cells, state.cells)
-        tmap = state.mapper.push(len(carried) if carried is not None else 0, novel.reshape(shape), chosen.reshape(shape))
+        tmap = state.mapper.push(
+            len(carried) if carried is not None else 0, novel.reshape(shape), chosen.reshape(shape)
+        )
         state.settled = state.mapper.settled
         return state, tmap
 

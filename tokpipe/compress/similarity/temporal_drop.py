@@ -74,7 +74,9 @@ class TemporalDrop:
         if self.threshold is None:
             state.settled = torch.ones(held + len(new), dtype=torch.bool)
             keep = TokenMap.identity(held + len(new))
-            return state, TokenMap.keep(keep.anchor, keep.num_sources, score=torch.from_numpy(score))
+            return state, TokenMap.keep(
+                keep.anchor, keep.num_sources, score=torch.from_numpy(score)
+            )
         frames = len(frame_slices(new))
         novel = (score >= self.threshold).reshape(frames, -1)
         tmap = state.mapper.push(held, novel, novel)
@@ -95,7 +97,8 @@ class TemporalDrop:
         """Change of each cell against its reference, float32 [N]; moves the reference on."""
         if new.data.shape[1] != _DIM:
             raise RecipeError(
-                f"`temporal-drop` compares `pixels` descriptors, got tokens of width {new.data.shape[1]}",
+                "`temporal-drop` compares `pixels` descriptors, "
+                f"got tokens of width {new.data.shape[1]}",
                 hint="use it after the `pixels` encoder",
             )
         data = new.data.float().cpu().numpy()
@@ -106,10 +109,15 @@ class TemporalDrop:
             first = state.last is None
             last = _grey(b - a) if state.last is None else state.last
             if len(last) != len(now):
-                raise RecipeError("`temporal-drop` needs whole frames of one size", hint="put it right after `pixels`")
+                raise RecipeError(
+                    "`temporal-drop` needs whole frames of one size",
+                    hint="put it right after `pixels`",
+                )
             step = now - last
             luma = np.sqrt((step[:, _LUMA] ** 2).sum(1)) / np.float32(_LUMA_SIDE * self.luma)
-            chroma = np.sqrt((step[:, _CHROMA] ** 2).sum(1)) / np.float32(_CHROMA_SIDE * self.chroma)
+            chroma = np.sqrt((step[:, _CHROMA] ** 2).sum(1)) / np.float32(
+                _CHROMA_SIDE * self.chroma
+            )
             score = np.maximum(luma, chroma)
             if first:
                 score = np.maximum(score, np.float32(max(border, 1.0)))

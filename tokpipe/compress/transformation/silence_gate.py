@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from tokpipe.errors import RecipeError
-from tokpipe.spec import Scope
+from tokpipe.spec import Layout, Scope
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
 
@@ -44,7 +44,9 @@ class SilenceGate:
     """
 
     source: ClassVar[str] = "tokpipe"
-    modality: ClassVar[str] = "audio"
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    exact: ClassVar[bool] = True
     scope: ClassVar[Scope] = "frame"
     needs: ClassVar[tuple[str, ...]] = ("rms_db", "near_db", "noise_db")
     causal: ClassVar[bool] = True
@@ -69,6 +71,10 @@ class SilenceGate:
             )
         floor = (tokens.extras["noise_db"] + self.margin_db).clamp(min=self.threshold_db)
         return tokens.extras["near_db"] < floor
+
+    def out_count(self, n: int, budget: int | None) -> tuple[int, bool]:
+        """Rows for ``n`` tokens, and whether that is exact: how many are silent is not known."""
+        return (n if budget is None else min(n, budget)), not self.drop
 
     def decide(
         self, tokens: TokenBatch, budget: int | None = None, query: Query | None = None

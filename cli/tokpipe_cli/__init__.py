@@ -1,0 +1,1 @@
+"""The command line of tokpipe: parse, call the library, render."""

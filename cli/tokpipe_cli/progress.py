@@ -1,0 +1,164 @@
+"""Progress on stderr: a bar that moves on a terminal, a line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from tokpipe_cli.console import animated, console
+from tokpipe_cli.words import stamp
+
+#: Seconds between two lines where nothing can be redrawn.
+HEARTBEAT = 30.0
+Report = Callable[[int, str, float, "float | None"], None]
+
+
+class Meter:
+    """Shows how far each running input is; use as a context manager.
+
+    Args:
+        names: Name of each input.
+        wanted: False shows nothing at all.
+        heartbeat: Seconds between lines where stderr is no terminal.
+    """
+
+    def __init__(self, names: list[str], *, wanted: bool, heartbeat: float = HEARTBEAT) -> None:
+        """Show nothing yet."""
+        self.names, self.heartbeat = names, heartbeat
+        self.done = 0
+        self._state: dict[int, tuple[str, float, float | None, float]] = {}
+        self._lock = threading.Lock()
+        self._bars = _Bars(names) if wanted and animated() else None
+        self._beats = wanted and self._bars is None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        if self._bars is not None:
+            self._bars.start()
+        elif self._beats:
+            self._thread = threading.Thread(target=self._beat, name="tokpipe-heartbeat", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Clear what was shown."""
+        self._stop.set()
+        if self._bars is not None:
+            self._bars.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def report(self, index: int, stage: str, at: float, total: float | None) -> None:
+        """One input got to ``at`` of ``total`` media seconds in a stage."""
+        with self._lock:
+            began = self._state[index][3] if index in self._state else time.monotonic()
+            self._state[index] = (stage, at, total, began)
+        if self._bars is not None:
+            self._bars.update(index, stage, at, total)
+
+    def begin(self, index: int) -> None:
+        """One input is looked at."""
+        self.report(index, "open", 0.0, None)
+
+    def finish(self, index: int) -> None:
+        """One input is done with."""
+        with self._lock:
+            self._state.pop(index, None)
+            self.done += 1
+        if self._bars is not None:
+            self._bars.finish(index)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat):
+            with self._lock:
+                state, done = dict(self._state), self.done
+            out = console(stderr=True)
+            for index, (stage, at, total, began) in state.items():
+                place = f" ({done + 1} of {len(self.names)})" if len(self.names) > 1 else ""
+                text = heartbeat_line(stage, at, total, time.monotonic() - began)
+                out.print(f"{self.names[index]}{place}: {text}")
+
+
+def heartbeat_line(stage: str, at: float, total: float | None, wall: float) -> str:
+    """``decode 0:42 of 2:02, 31x, 0:03 left`` as far as it is known."""
+    if stage == "open" or at <= 0 or wall <= 0:
+        return f"{stage}, {stamp(wall)} so far"
+    speed = at / wall
+    line = f"{stage} {stamp(at)}" + (f" of {stamp(total)}" if total else "") + f", {speed:.1f}x"
+    if total and total > at:
+        line += f", {stamp((total - at) / speed)} left"
+    return line
+
+
+class _Bars:
+    """Rich bars: one for each running input, one for all when there are several."""
+
+    def __init__(self, names: list[str]) -> None:
+        from rich.progress import Progress
+
+        out = console(stderr=True)
+        self.names = names
+        # The name, the bar and the numbers share the line; a narrow one goes without the bar.
+        self.room = max(8, min(32, out.width // 3 if out.width < 100 else out.width - 68))
+        self.rich = Progress(*_columns(out.width), console=out, transient=True, refresh_per_second=8)
+        self.tasks: dict[int, Any] = {}
+        self.began: dict[int, float] = {}
+        self.all = self.rich.add_task("all inputs", total=len(names), info="") if len(names) > 1 else None
+
+    def start(self) -> None:
+        self.rich.start()
+
+    def stop(self) -> None:
+        self.rich.stop()
+
+    def update(self, index: int, stage: str, at: float, total: float | None) -> None:
+        if index not in self.tasks:
+            self.began[index] = time.monotonic()
+            self.tasks[index] = self.rich.add_task(_clipped(self.names[index], self.room), total=None, info=stage)
+        wall = time.monotonic() - self.began[index]
+        self.rich.update(
+            self.tasks[index], completed=min(at, total or at), total=total or None,
+            info=_numbers(stage, at, total, wall, self.rich.console.width),
+        )  # fmt: skip
+
+    def finish(self, index: int) -> None:
+        if index in self.tasks:
+            self.rich.remove_task(self.tasks.pop(index))
+        if self.all is not None:
+            self.rich.advance(self.all)
+            done = int(self.rich.tasks[0].completed)
+            self.rich.update(self.all, info=f"{done} of {len(self.names)}")
+
+
+def _columns(width: int) -> list[Any]:
+    from rich.progress import BarColumn, TextColumn
+
+    name = TextColumn("{task.description}", markup=False)
+    info = TextColumn("{task.fields[info]}", markup=False)
+    if width < 60:
+        return [name, info]
+    return [name, BarColumn(bar_width=min(32, max(10, width - 72))), info]
+
+
+def _numbers(stage: str, at: float, total: float | None, wall: float, width: int) -> str:
+    """Stage, media time, speed and time left, as many as the line holds."""
+    if at <= 0 or wall <= 0.2:
+        return stage
+    speed = at / wall
+    left = f"{stamp((total - at) / speed)} left" if total and total > at else ""
+    of = f"/{stamp(total)}" if total else ""
+    if width < 60:
+        return f"{stamp(at)}{of} {left}".strip()
+    return f"{stage} {stamp(at)}{of}  {speed:.0f}x  {left}".rstrip()
+
+
+def _clipped(name: str, room: int) -> str:
+    """A name of at most ``room`` columns, its end kept."""
+    return name if len(name) <= room else "…" + name[-(room - 1) :]

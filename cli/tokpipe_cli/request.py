@@ -1,0 +1,118 @@
+"""From options to a job: one budget, one recipe with its adjustments, checked before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from tokpipe_cli.boundary import UsageProblem
+
+if TYPE_CHECKING:
+    from tokpipe.budget import Budget
+    from tokpipe.recipe import Recipe
+    from tokpipe.run import Job, Options
+    from tokpipe.spec import StepSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a command line asks for; picklable, so that workers prepare the same job.
+
+    Attributes:
+        recipe: Ready recipe, adjustments applied.
+        name: What the user called it.
+    """
+
+    recipe: Recipe
+    name: str
+    options: Options
+
+    def prepare(self) -> Job:
+        """Check it all and build the operators.
+
+        Raises:
+            TokpipeError: Recipe, budget or device are wrong.
+        """
+        import torch
+
+        from tokpipe.run import prepare
+
+        if self.options.device == "cpu":
+            # Measured: one thread costs less CPU; results do not change.
+            torch.set_num_threads(1)
+        job = prepare(self.recipe, self.options)
+        job.name = self.name
+        return job
+
+
+def make_request(
+    recipe: str, *, budget: str | None = None, ratio: float | None = None, threshold: float | None = None,
+    cells: int | None = None, fps: float | None = None, **options: Any,
+) -> Request:  # fmt: skip
+    """Read recipe and budget and apply ``--cells``, ``--fps`` and ``--threshold``.
+
+    Raises:
+        UsageProblem: Options that exclude each other, or that the recipe has no place for.
+        TokpipeError: The recipe or the budget cannot be read.
+    """
+    from tokpipe.recipe import load_recipe
+    from tokpipe.run import Options
+
+    wanted = _one_budget(budget, ratio, threshold)
+    made = load_recipe(recipe)
+    if cells is not None:
+        made = _with_param(made, "pixels", "cells", cells, "--cells")
+    if fps is not None:
+        made = _with_param(made, "fps", "fps", float(fps), "--fps")
+    if threshold is not None:
+        made = _with_threshold(made.with_budget(None), float(threshold))
+    if options.get("audio_codec", "opus") not in ("opus", "flac"):
+        raise UsageProblem(f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac")
+    return Request(recipe=made, name=recipe, options=Options(budget=wanted, **options))
+
+
+def _one_budget(budget: str | None, ratio: float | None, threshold: float | None) -> Budget | None:
+    from tokpipe.budget import Budget
+
+    given = [
+        name
+        for name, value in (("--budget", budget), ("--ratio", ratio), ("--threshold", threshold))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise UsageProblem(f"{' and '.join(given)} exclude each other", hint="give one of them")
+    if ratio is not None:
+        percent = Fraction(str(ratio)) * 100 if ratio == ratio else Fraction(0)
+        if not 0 < percent <= 100:
+            raise UsageProblem(f"ratio {ratio} is out of range", hint="use a number above 0, at most 1")
+        return Budget("percent", Fraction(round(percent, 6)))
+    return None if budget is None else Budget.parse(budget)
+
+
+def _with_param(recipe: Recipe, use: str, name: str, value: Any, option: str) -> Recipe:
+    """The recipe with one parameter set in every step of one operator."""
+    changed: dict[str, Any] = {}
+    for stream, chain in recipe.chains.items():
+        if any(step.use == use for step in chain):
+            changed[stream] = tuple(_set(step, name, value) if step.use == use else step for step in chain)
+    if not changed:
+        raise UsageProblem(f"{option} needs a recipe with the step `{use}`", hint="see `tokpipe ops show auto`")
+    return replace(recipe, **changed)
+
+
+def _with_threshold(recipe: Recipe, value: float) -> Recipe:
+    """The recipe with the threshold of its last video step that has one, else audio step."""
+    from tokpipe import registry
+
+    for stream, chain in recipe.chains.items():
+        for i in reversed(range(len(chain))):
+            kind = registry.lookup(chain[i].use).kind
+            if kind == "reducer" and "threshold" in {f.name for f in fields(registry.load(chain[i].use))}:
+                steps = (*chain[:i], _set(chain[i], "threshold", value), *chain[i + 1 :])
+                return replace(recipe, **{stream: steps})
+    raise UsageProblem("no step of this recipe has a threshold", hint="use --budget or --ratio")
+
+
+def _set(step: StepSpec, name: str, value: Any) -> StepSpec:
+    return replace(step, params=dict(sorted({**step.params, name: value}.items())))
