@@ -5,10 +5,13 @@ probe ─▶ packet scan ─▶ the recipe's own sampler ─▶ candidates ─�
 
 from __future__ import annotations
 
+import math
+import resource
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from tokpipe import registry
 from tokpipe.budget import WINDOW, Budget, Supply, split_modalities
 from tokpipe.cache.bank import Bank, bank_root
 from tokpipe.decide import candidates as bank_candidates
+from tokpipe.decide import removes
 from tokpipe.decide._audio import CHUNK
-from tokpipe.decide._stream import is_stream, removes
+from tokpipe.decide._stream import is_stream
 from tokpipe.decide._video import BLOCK, POOL, complete
 from tokpipe.decode import probe
 from tokpipe.decode.scout import PacketScan, frames_of, scan_packets
+from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
 from tokpipe.ingest import Chain, bank_key
 from tokpipe.run import Job
@@ -31,13 +36,15 @@ from tokpipe.spec import StepSpec
 
 #: Seconds of one sound cell.
 _CELL = 0.04
+#: Cells a decoder may give after the end of the last packet: codec frames are whole.
+_TAIL = 4
 #: Tokens a second of sound under which merged speech is no longer intelligible.
 _THIN_AUDIO = 3.0
 #: Mean bytes of a token in the file, measured over the sample media: pixels and descriptor with
 #: columns (video), mel with columns and Opus (audio), and header, digests and segments.
-_VIDEO_BYTES, _AUDIO_BYTES, _FILE_BYTES = 1000, 950, 12_000
-#: MB of a process with everything imported, and of one decoder with its reference pictures.
-_BASE_MB, _DECODER_PICTURES = 330.0, 20
+_VIDEO_BYTES, _AUDIO_BYTES, _FILE_BYTES = 220, 900, 10_000
+#: MB a run takes at least above the imports, and pictures a decoder holds at once.
+_RUN_MB, _DECODER_PICTURES = 55.0, 20
 #: Bytes a candidate of the pool costs while a reducer looks at it.
 _POOL_BYTES = 400
 
@@ -118,6 +125,7 @@ class _Offer:
     cells: int
     sound: int
     end: float
+    least_end: float
     exact_video: bool
     exact_audio: bool
 
@@ -136,6 +144,8 @@ class _Planner:
         self.path, self.job = path, job
         o = job.options
         self.info = probe(path, video_stream=o.video_stream, audio_stream=o.audio_stream)
+        if o.full_hash:
+            self.info = replace(self.info, fingerprint=fingerprint(path, full=True)[0])
         self.chains = {
             name: made for name, made in job.chains.items()
             if (self.info.video if name == "video" else self.info.audio) is not None
@@ -182,13 +192,15 @@ class _Planner:
                 rows, cols = bank.meta["grid"][:2] if bank.meta["grid"] else (0, 0)
                 pts = bank.frames()["pts"].copy()
                 end = max(bank.meta["video_end"], bank.meta["audio_end"])
-                return _Offer(pts, rows * cols, bank_candidates(bank)[1], end, True, True)
+                return _Offer(pts, rows * cols, bank_candidates(bank)[1], end, end, True, True)
         scan = scan_packets(self.path, info)
-        sound = -(-round(scan.audio_end * 16000) // 640) if "audio" in self.chains else 0
+        sound = math.ceil(scan.audio_end / _CELL) + _TAIL if "audio" in self.chains and scan.audio_end else 0
         pts, cells = self._sampled(scan)
-        return _Offer(
-            pts, cells, sound, max(scan.video_end, scan.audio_end), scan.failures == 0, sound == 0
-        )
+        offer = _Offer(pts, cells, sound, scan.video_end, scan.video_end, scan.failures == 0, sound == 0)
+        if sound:
+            offer.end = max(scan.video_end, sound * _CELL)
+            offer.least_end = max(scan.video_end, (sound - offer.slack) * _CELL)
+        return offer
 
     def _sampled(self, scan: PacketScan) -> tuple[NDArray[np.float64], int]:
         if "video" not in self.chains:
@@ -229,8 +241,8 @@ class _Planner:
 
     def _one_total(self, budget: Budget) -> tuple[dict[str, int], dict[str, bool]]:
         offer = self.offer
-        total = self._spent(budget, offer.sound)
-        low = self._spent(budget, max(0, offer.sound - offer.slack))
+        total = self._spent(budget, offer.sound, offer.end)
+        low = self._spent(budget, max(0, offer.sound - offer.slack), offer.least_end)
         sure = offer.exact_video and (total == low or offer.exact_audio)
         if self.job.options.layout != "ragged":
             # What whole shapes leave over goes to the sound, as far as there is any.
@@ -242,10 +254,10 @@ class _Planner:
         alone = {"video": sure and not audio, "audio": sure and not video}
         return {"video": video, "audio": audio, "total": total}, alone | {"total": sure}
 
-    def _spent(self, budget: Budget, sound: int) -> int:
-        """Tokens over all windows when the sound has so many cells: the run's arithmetic."""
+    def _spent(self, budget: Budget, sound: int, end: float) -> int:
+        """Tokens over all windows of media with so many sound cells: the run's arithmetic."""
         offer, spent, seen = self.offer, 0, 0
-        for start, stop in _windows(offer.end, None if budget.form == "total" else WINDOW):
+        for start, stop in _windows(end, None if budget.form == "total" else WINDOW):
             inside = offer.pts >= start
             inside &= offer.pts < (np.inf if stop is None else stop)
             frames = int(inside.sum())
@@ -262,7 +274,7 @@ class _Planner:
             elif budget.form == "percent":
                 due = int(budget.amount * seen / 100) - spent
             else:
-                due = int(float(budget.amount) * min(offer.end, stop or offer.end)) - spent
+                due = int(float(budget.amount) * min(end, stop or end)) - spent
             least = int(stop is None and spent == 0 and budget.form in ("percent", "per_second"))
             spent += min(max(due, least, 0), supply)
         return spent
@@ -364,7 +376,7 @@ class _Planner:
 
     def _memory(self, made: Plan) -> float:
         """Megabytes: what is there anyway, pictures under way, and what is decided upon at once."""
-        total = _BASE_MB
+        total = _resident() + _RUN_MB
         video, o = self.info.video, self.job.options
         if video is not None and "video" in self.chains and not self.banked:
             grid = self.chains["video"].encoder.grid(self.info)
@@ -389,6 +401,12 @@ class _Planner:
         if offer.sound and likely[1] < _THIN_AUDIO * seconds and likely[1] < offer.sound:
             text = f"{likely[1]} audio tokens for up to {seconds:.0f} s of sound: speech will not be intelligible"
             yield "thin-audio", f"{text}; raise the budget or --audio-share"
+
+
+@cache
+def _resident() -> float:
+    """Megabytes this process takes with everything imported, before any work."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _keeps_all(reducers: list[Any]) -> bool:

@@ -105,7 +105,7 @@ def _usage(error: typer.TyperException) -> TokpipeError:
         text, hint = error.message, "did you mean " + " or ".join(f"`{n}`" for n in sorted(near)) + "?"
     elif "Did you mean" in text:
         text, _, rest = text.partition(" Did you mean ")
-        hint = "did you mean " + rest.replace("'", "`")
+        hint = "did you mean " + rest.replace("'", "`").replace(", ", " or ")
     text = text.rstrip(".").replace("'", "`")
     return UsageProblem(text[:1].lower() + text[1:], hint=hint)
 

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 NARROW = 60
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console on the present stdout or stderr; nothing is highlighted or marked up."""
+def console(*, stderr: bool = False, live: bool = False) -> Console:
+    """A rich console on the present stdout or stderr; nothing is highlighted or marked up.
+
+    Lines are left to the terminal to wrap, except on a ``live`` one, which redraws them.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not live)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,9 +39,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         """Begin to show."""
-        if self._bars is not None:
-            self._bars.start()
-        elif self._beats:
+        if self._beats:
             self._thread = threading.Thread(target=self._beat, name="tokpipe-heartbeat", daemon=True)
             self._thread.start()
         return self
@@ -55,10 +54,19 @@ class Meter:
         if self._thread is not None:
             self._thread.join()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Clear what is shown while other lines are written; the next report shows it again."""
+        if self._bars is not None:
+            self._bars.stop()
+        yield
+
     def report(self, index: int, stage: str, at: float, total: float | None) -> None:
         """One input got to ``at`` of ``total`` media seconds in a stage."""
         with self._lock:
-            began = self._state[index][3] if index in self._state else time.monotonic()
+            old = self._state.get(index)
+            # Speed counts from the first media second, not from the start of a process.
+            began = old[3] if old and old[0] != "open" else time.monotonic()
             self._state[index] = (stage, at, total, began)
         if self._bars is not None:
             self._bars.update(index, stage, at, total)
@@ -98,43 +106,71 @@ def heartbeat_line(stage: str, at: float, total: float | None, wall: float) -> s
 
 
 class _Bars:
-    """Rich bars: one for each running input, one for all when there are several."""
+    """Rich bars: one for each running input, one for all when there are several.
+
+    A display that was stopped is made anew: rich would clear lines that are no longer its own.
+    """
 
     def __init__(self, names: list[str]) -> None:
-        from rich.progress import Progress
-
-        out = console(stderr=True)
         self.names = names
-        # The name, the bar and the numbers share the line; a narrow one goes without the bar.
-        self.room = max(8, min(32, out.width // 3 if out.width < 100 else out.width - 68))
-        self.rich = Progress(*_columns(out.width), console=out, transient=True, refresh_per_second=8)
-        self.tasks: dict[int, Any] = {}
+        self.rows: dict[int, tuple[str, float, float | None]] = {}
         self.began: dict[int, float] = {}
-        self.all = self.rich.add_task("all inputs", total=len(names), info="") if len(names) > 1 else None
-
-    def start(self) -> None:
-        self.rich.start()
+        self.finished = 0
+        self.rich: Any = None
+        self.tasks: dict[int, Any] = {}
 
     def stop(self) -> None:
-        self.rich.stop()
+        if self.rich is not None:
+            self.rich.stop()
+            self.rich, self.tasks = None, {}
 
     def update(self, index: int, stage: str, at: float, total: float | None) -> None:
-        if index not in self.tasks:
-            self.began[index] = time.monotonic()
-            self.tasks[index] = self.rich.add_task(_clipped(self.names[index], self.room), total=None, info=stage)
-        wall = time.monotonic() - self.began[index]
-        self.rich.update(
-            self.tasks[index], completed=min(at, total or at), total=total or None,
-            info=_numbers(stage, at, total, wall, self.rich.console.width),
-        )  # fmt: skip
+        if stage != "open":
+            self.began.setdefault(index, time.monotonic())
+        self.rows[index] = (stage, at, total)
+        if self.rich is None:
+            self._start()
+        else:
+            self._draw(index)
 
     def finish(self, index: int) -> None:
-        if index in self.tasks:
-            self.rich.remove_task(self.tasks.pop(index))
-        if self.all is not None:
-            self.rich.advance(self.all)
-            done = int(self.rich.tasks[0].completed)
-            self.rich.update(self.all, info=f"{done} of {len(self.names)}")
+        self.rows.pop(index, None)
+        self.finished += 1
+        if self.rich is not None:
+            if index in self.tasks:
+                self.rich.remove_task(self.tasks.pop(index))
+            self._count()
+
+    def _start(self) -> None:
+        from rich.progress import Progress
+
+        out = console(stderr=True, live=True)
+        self.rich = Progress(
+            *_columns(out.width), console=out, transient=True, refresh_per_second=8,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        if len(self.names) > 1:
+            self.tasks[-1] = self.rich.add_task("all inputs", total=len(self.names), info="")
+            self._count()
+        for index in self.rows:
+            self._draw(index)
+        self.rich.start()
+
+    def _count(self) -> None:
+        if -1 in self.tasks:
+            text = f"{self.finished} of {len(self.names)}"
+            self.rich.update(self.tasks[-1], completed=self.finished, info=text)
+
+    def _draw(self, index: int) -> None:
+        stage, at, total = self.rows[index]
+        wide = self.rich.console.width
+        if index not in self.tasks:
+            # The name, the bar and the numbers share the line.
+            room = max(8, min(32, wide // 3 if wide < 100 else wide - 68))
+            name = _clipped(self.names[index], room)
+            self.tasks[index] = self.rich.add_task(name, total=None, info=stage)
+        info = _numbers(stage, at, total, time.monotonic() - self.began.get(index, 0.0), wide)
+        self.rich.update(self.tasks[index], completed=min(at, total or at), total=total or None, info=info)
 
 
 def _columns(width: int) -> list[Any]:

@@ -17,10 +17,11 @@ def show_item(record: dict[str, Any], screen: Screen, *, alone: bool) -> None:
             _three_lines(record, screen, media, span)
         else:
             _one_line(record, screen, media)
+    name = "" if alone else f"{Path(record['input']).name}: "
     for text in record["warnings"]:
-        screen.warn(text if alone else f"{Path(record['input']).name}: {text}")
+        screen.warn(name + text)
     if record["unused"]:
-        screen.note(_unused(record))
+        screen.note(name + _unused(record))
     _details(record, screen)
 
 
@@ -63,8 +64,8 @@ def _parts(record: dict[str, Any], span: str) -> str:
 def _unused(record: dict[str, Any]) -> str:
     total, budget = record["tokens"]["total"], record["budget"]
     if total >= record["candidates"]:
-        return f"{record['unused']:,} of the budget of {budget} unused: the media offers no more"
-    return f"{record['unused']:,} of the budget of {budget} unused: the layout {record['layout']} takes whole shapes"
+        return f"{record['unused']:,} of the budget of {budget} not used: the media offers no more"
+    return f"{record['unused']:,} of the budget of {budget} not used: layout {record['layout']} takes whole shapes"
 
 
 def _details(record: dict[str, Any], screen: Screen) -> None:
@@ -92,6 +93,6 @@ def _from_cache(path: Path) -> tuple[str, str]:
             spans = [cache.column(f"{stream}.pts") for stream in cache.streams]
             first = min(float(s[:, 0].min()) for s in spans)
             last = max(float(s[:, 1].max()) for s in spans)
-            return joined([clock(cache.duration), form]), f"{stamp(first)}-{stamp(round(last))}"
+            return joined([clock(cache.duration), form]), f"{stamp(first)}-{stamp(last)}"
     except (CacheError, KeyError, ValueError):
         return "", ""

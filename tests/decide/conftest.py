@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,13 +22,16 @@ TINY = (64, 48)
 #: Frames of a tiny picture have 3 x 2 cells.
 
 
-@dataclass(frozen=True, slots=True)
 class Entry:
     """A bank entry and the media it was made from."""
 
-    name: str
-    info: MediaInfo
-    bank: Bank
+    def __init__(self, name: str, info: MediaInfo, bank: Bank) -> None:
+        """Hold them; no dataclass, whose fields a failing property would print for pages."""
+        self.name, self.info, self.bank = name, info, bank
+
+    def __repr__(self) -> str:
+        """Show the name."""
+        return f"Entry({self.name})"
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -27,6 +27,8 @@ FILES = (
     "animation.gif",
 )  # fmt: skip
 TOTALS = (1, 7, 64, 150, 2048, 100_000)
+#: The two minutes of the lecture cost most; they stand where its length matters.
+SHORT = FILES[1:]
 
 
 def run(entry: Entry, budget: str | int | None, layout: Layout = "ragged", recipe: str = "auto",
@@ -54,10 +56,10 @@ def check_rows(entry: Entry, kept: Sequence[Kept]) -> None:
         assert (tokens.at.diff() >= 0).all()
         assert float(tokens.mass.min()) > 0
         t, y, x = tokens.cell.T.long()
-        place = (t * max(1, rows) + y) * max(1, cols) + x
+        place = t if part.stream == "audio" else (t * rows + y) * cols + x
         assert len(place.unique()) == n
         if part.stream == "audio":
-            assert torch.allclose(tokens.at, t / 25)
+            assert torch.allclose(tokens.at, t.double() / 25)
             assert int(t.max()) < entry.bank.meta["cells"]
             source = entry.bank.rows("mel", 0, entry.bank.meta["cells"], np.dtype("<f2"), 320)
         else:
@@ -79,7 +81,7 @@ def test_total_is_exact(entries: Entries, name: str, budget: int) -> None:
 
 @pytest.mark.parametrize("layout", ["frames", "grid"])
 @pytest.mark.parametrize("budget", TOTALS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHORT)
 def test_whole_shapes_stay_within_the_total(
     entries: Entries, name: str, budget: int, layout: Layout
 ) -> None:
@@ -119,7 +121,7 @@ def check_shape(entry: Entry, part: Kept, layout: Layout) -> None:
         assert per == rows * cols
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHORT)
 def test_percent_is_the_floor_and_at_least_one(entries: Entries, name: str) -> None:
     entry = entries[name]
     total = sum(entry.candidates("auto"))
@@ -130,7 +132,7 @@ def test_percent_is_the_floor_and_at_least_one(entries: Entries, name: str) -> N
         check_rows(entry, kept)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHORT)
 def test_per_second_follows_the_duration(entries: Entries, name: str) -> None:
     entry = entries[name]
     meta = entry.bank.meta
@@ -140,8 +142,8 @@ def test_per_second_follows_the_duration(entries: Entries, name: str) -> None:
     check_rows(entry, kept)
 
 
-@pytest.mark.parametrize("each", [1, 4, 8, 1000])
-@pytest.mark.parametrize("name", [n for n in FILES if n != "audio_only.mp4"])
+@pytest.mark.parametrize("each", [1, 8, 1000])
+@pytest.mark.parametrize("name", [n for n in SHORT if n != "audio_only.mp4"])
 def test_per_frame_bounds_every_frame(entries: Entries, name: str, each: int) -> None:
     entry = entries[name]
     rows, cols = entry.grid
@@ -161,7 +163,7 @@ def test_per_frame_needs_frames(entries: Entries) -> None:
         run(entries["audio_only.mp4"], "8/frame")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHORT)
 def test_split_caps_never_move(entries: Entries, name: str) -> None:
     entry = entries[name]
     video, audio = entry.candidates("auto")
@@ -205,7 +207,7 @@ def filled(total: int, video: Supply, audio: Supply, share: Fraction) -> tuple[i
 
 
 @pytest.mark.parametrize("budget", [1, 7, 8, 64, 2048])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHORT)
 def test_filling_order_is_that_of_the_design(entries: Entries, name: str, budget: int) -> None:
     entry = entries[name]
     kept = run(entry, budget)

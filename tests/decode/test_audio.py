@@ -193,7 +193,7 @@ def test_channels_are_averaged_at_any_form(form: str, rate: int) -> None:
     frame.sample_rate = rate
     placer = AudioPlacer(common_scale([RATE, rate]))
     out = np.concatenate([*placer.push(frame, 0), *placer.finish()])
-    mean, _ = place([(Fraction(0), (left + right) / 2)], rate)
+    mean, _ = place([(Fraction(0), ((left + right) / 2).astype(np.float32))], rate)
     np.testing.assert_allclose(out, mean, atol=1e-6 if form == "fltp" else 1e-4)
 
 

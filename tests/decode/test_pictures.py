@@ -134,7 +134,7 @@ def test_pixel_aspect_is_told_and_leaves_pixels_alone(tmp_path: Path) -> None:
     write_media(path, VideoTrack(pixel_aspect=Fraction(2), frames=2))
     video = open_media(path).info.video
     assert video is not None
-    assert (video.width, video.height, video.pixel_aspect) == (192, 108, 2)
+    assert (video.width, video.height, video.pixel_aspect) == (192, 108, Fraction(2))
     assert video.display_size == (384.0, 108.0)
 
 

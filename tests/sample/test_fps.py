@@ -34,7 +34,8 @@ def clip(times: list[float], end: float) -> list[Frame]:
 
 def on_screen(frames: list[Frame], fps: float) -> list[Frame]:
     """The definition: at each tick within the clip the newest frame, each once."""
-    starts, out = [frame.pts for frame in frames], []
+    out: list[Frame] = []
+    starts = [frame.pts for frame in frames]
     end, tick = frames[-1].pts + max(frames[-1].duration, 1e-3), 0
     while (at := starts[0] + tick / fps) < end - 1e-9:
         # 1e-6 of a tick: times are rounded, and a frame due at a tick is on screen then.

@@ -30,6 +30,7 @@ class AudioSide:
 
     Attributes:
         supply: What the window offers; set by :meth:`window`.
+        source: Its candidates, also those that the chain removes for good.
     """
 
     def __init__(self, bank: Bank, chain: Chain, *, budgeted: bool, device: str) -> None:
@@ -40,12 +41,15 @@ class AudioSide:
         reducers = list(chain.reducers)
         if budgeted and (not reducers or not meets_budget(reducers[-1])):
             reducers = [build(StepSpec(use=name)) for name in _TAIL]
+        elif budgeted and getattr(reducers[-1], "drop", False):
+            # What a gate was told to remove must not fill the budget again.
+            reducers.append(build(StepSpec(use=_TAIL[-1])))
         self.scorers: list[Any] = reducers[:-1]
         self.final: Any = reducers[-1] if reducers else None
         self.light = all(
             getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers
         )
-        self.supply = Supply()
+        self.supply, self.source = Supply(), 0
         self._chunks: list[tuple[int, int]] = []
         self._supplies: list[Supply] = []
 
@@ -54,6 +58,7 @@ class AudioSide:
         cells = int(self.bank.meta["cells"])
         first = min(cells, round(start / _CELL))
         last = cells if stop is None else min(cells, round(stop / _CELL))
+        self.source = last - first
         size = CHUNK if self.light else HEAVY_CHUNK
         self._chunks = [(a, min(a + size, last)) for a in range(first, last, size)]
         self._supplies = [self._count(a, b) for a, b in self._chunks]

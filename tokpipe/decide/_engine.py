@@ -99,11 +99,11 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
                 audio_n = min(audio_n + video_n - video.settled, audio.supply.total)
             tokens, priority = video.rows()
             purse.spent += len(tokens)
-            yield Kept("video", tokens, priority, video.supply.total)
+            yield Kept("video", tokens, priority, video.source)
         if audio is not None:
             tokens, priority = audio.rows(audio_n)
             purse.spent += len(tokens)
-            yield Kept("audio", tokens, priority, audio.supply.total)
+            yield Kept("audio", tokens, priority, audio.source)
 
 
 def _sides(
@@ -157,7 +157,7 @@ class _Purse:
         a = audio.supply if audio is not None else Supply()
         if budget.form == "split":
             return min(budget.video or 0, v.total), min(budget.audio or 0, a.total), None
-        self.seen += v.total + a.total
+        self.seen += sum(side.source for side in (video, audio) if side is not None)
         frames, each = (video.frames if video is not None else 0), None
         if budget.form == "per_frame":
             each = int(budget.amount)

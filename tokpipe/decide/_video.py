@@ -31,6 +31,7 @@ class VideoSide:
     Attributes:
         supply: What the window offers; set by :meth:`window`.
         frames: Sampled frames in the window.
+        source: Their candidates, also those that the chain removes for good.
         settled: Rows the window will give; set by :meth:`settle`.
     """
 
@@ -43,7 +44,7 @@ class VideoSide:
         self.cells = self.grid[0] * self.grid[1]
         self.scorers, self.final = complete(chain.reducers, budgeted=limit is not None)
         self.pts = bank.frames()["pts"].copy()
-        self.supply, self.frames, self.settled = Supply(), 0, 0
+        self.supply, self.frames, self.source, self.settled = Supply(), 0, 0, 0
         self.first = self.last = 0
         self._state: Any = None
         self._made: TokenBatch | None = None
@@ -53,7 +54,7 @@ class VideoSide:
         self.first = int(np.searchsorted(self.pts, start)) if start > 0 else 0
         self.last = len(self.pts) if stop is None else int(np.searchsorted(self.pts, stop))
         self.frames, self._made = self.last - self.first, None
-        total = self.frames * self.cells
+        self.source = total = self.frames * self.cells
         if hasattr(self.final, "settle"):
             limit = total if self.limit is None else min(total, self.limit)
             self._state = self.final.begin(limit, *self.grid)
@@ -136,7 +137,8 @@ class VideoSide:
         if self.final.scope == "frame" or each is not None:
             counts = [len(frame) for frame in self._by_frame()]
             caps = counts if each is None else [min(each, n) for n in counts]
-            quota = allocate_frames(caps, min(budget, sum(caps)))
+            share = allocate_frames if exact else _equal_frames
+            quota = share(caps, min(budget, sum(caps)))
             parts = [
                 self._fit(frame, n, exact=exact)
                 for frame, n in zip(self._by_frame(), quota, strict=True) if n
@@ -184,6 +186,13 @@ class VideoSide:
             yield block.with_extras(pool=change)
 
 
+def _equal_frames(caps: list[int], budget: int) -> list[int]:
+    """The same part for every frame; below one each, one for frames at the middles of spans."""
+    count = min(len(caps), budget)
+    chosen = {(2 * i + 1) * len(caps) // (2 * count) for i in range(count)}
+    return [min(budget // count, cap) if i in chosen else 0 for i, cap in enumerate(caps)]
+
+
 def complete(reducers: list[Any], *, budgeted: bool) -> tuple[list[Any], Any]:
     """Split a chain into what comes before and the reducer that meets the budget.
 
@@ -191,7 +200,9 @@ def complete(reducers: list[Any], *, budgeted: bool) -> tuple[list[Any], Any]:
     remove tokens gets the best-scored of the rest.
     """
     if not budgeted:
-        return (reducers[:-1], reducers[-1]) if reducers else ([], None)
+        # Without a budget a selector has nothing to meet; the rules before it decide.
+        rules = [r for r in reducers if not hasattr(r, "settle")]
+        return (rules[:-1], rules[-1]) if rules else ([], None)
     if reducers and meets_budget(reducers[-1]):
         return reducers[:-1], reducers[-1]
     if any(removes(r) for r in reducers):

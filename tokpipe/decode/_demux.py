@@ -38,6 +38,15 @@ def frame_step(info: VideoInfo, timeline: Timeline) -> int:
     return timeline.units(1 / info.frame_rate) if info.frame_rate else 0
 
 
+def lacks_pts(box: Any, stream: Any) -> bool:
+    """The container stores no presentation times, and the stream's pictures are reordered.
+
+    FFmpeg then makes times up that may step back. An AVI's pictures are due one by one: the
+    frames take their packets' decoding times in order.
+    """
+    return box.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
 def read_packets(box: Any, streams: list[Any], damage: Callable[[str], None]) -> Iterator[Any]:
     """Packets with data of some streams in file order; ``damage`` hears of failed reads.
 
@@ -49,7 +58,8 @@ def read_packets(box: Any, streams: list[Any], damage: Callable[[str], None]) ->
     while failures < _PATIENCE:
         try:
             packet = next(packets)
-        except StopIteration:
+        except (StopIteration, IndexError):
+            # IndexError: PyAV at the end of a file in which streams appeared while reading.
             return
         except av.FFmpegError as error:
             failures += 1

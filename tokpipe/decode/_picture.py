@@ -85,7 +85,7 @@ def tone_map(rgb: NDArray[np.uint16], transfer: str) -> NDArray[np.uint8]:
         rgb: uint16 [H, W, 3] non-linear BT.2020, full range.
         transfer: ``pq`` or ``hlg``.
     """
-    light = _linear_table(transfer)[rgb]
+    light: NDArray[Any] = _linear_table(transfer)[rgb]
     if transfer == "hlg":
         luma = light @ np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
         light = light * np.maximum(luma, 1e-6)[..., None] ** np.float32(0.2) * np.float32(_PEAK)

@@ -213,7 +213,7 @@ def _first_picture(box: Any, index: int) -> tuple[Any, bool]:
                 return frames[0], hidden
             if i >= _FIRST:
                 break
-    except av.FFmpegError:
+    except (av.FFmpegError, IndexError):
         pass
     return None, hidden
 

@@ -7,6 +7,7 @@ counted; nothing a header says is used to allocate.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 from tokpipe.decode._audio import RATE, AudioPlacer
 from tokpipe.decode._damage import GroupDamage
 from tokpipe.decode._deinterlace import Deinterlacer
-from tokpipe.decode._demux import flush, frame_step, open_timeline, read_packets
+from tokpipe.decode._demux import flush, frame_step, lacks_pts, open_timeline, read_packets
 from tokpipe.decode._picture import DecodedPicture
 from tokpipe.decode._probe import SAMPLE_RATES, open_container, open_stream, reason
 from tokpipe.decode._timeline import FrameRanks, Timeline
@@ -129,6 +130,8 @@ class _VideoReader:
         self.time_base = self.stream.time_base
         self.packets = timeline.stream(self.time_base)
         self.clock = timeline.stream(self.time_base)
+        #: Times of packets whose frames are to come, where the frames' own are no good.
+        self.due: deque[int] | None = deque() if lacks_pts(box, self.stream) else None
         self.ranks = FrameRanks()
         self.groups = GroupDamage()
         self.reformatter = VideoReformatter()
@@ -148,6 +151,8 @@ class _VideoReader:
             frames = packet.decode()
         except av.FFmpegError as error:
             self.groups.hit()
+            if self.due:
+                self.due.pop()
             self.source.damage(f"video packet: {reason(error)}")
             return
         for frame in frames:
@@ -166,12 +171,15 @@ class _VideoReader:
             self.source.report.note("damaged", "no picture of the video could be decoded")
 
     def _note_packet(self, packet: Any) -> None:
-        pts, corrupt = packet.pts, packet.is_corrupt
+        corrupt = packet.is_corrupt
+        pts = packet.pts if self.due is None else packet.dts
         span = packet.duration
         duration = span * self.packets.tick if span else self.step
         t = self.packets.place_packet(pts, packet.dts, duration)
         if pts is not None and t >= 0:
             self.ranks.add(t)
+        if self.due is not None:
+            self.due.append(t)
         self.groups.packet(t, key=packet.is_keyframe)
         if corrupt:
             self.groups.hit()
@@ -196,7 +204,7 @@ class _VideoReader:
         time_base = frame.time_base if self.deinterlacer.active else None
         span, pts = frame.duration, frame.pts
         duration = clock.ticks_to_units(span, time_base) if span else self.step
-        t = clock.place(pts, duration, time_base)
+        t = self.due.popleft() if self.due else clock.place(pts, duration, time_base)
         if t <= self.shown:
             return
         self.shown = t

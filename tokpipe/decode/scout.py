@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokpipe.decode._demux import frame_step, open_timeline, read_packets
+from tokpipe.decode._demux import frame_step, lacks_pts, open_timeline, read_packets
 from tokpipe.decode._probe import open_container
 from tokpipe.spec import MediaInfo
 
@@ -120,13 +120,15 @@ class _VideoPackets:
         self.stream = box.streams[self.index]
         self.clock = timeline.stream(self.stream.time_base)
         self.step = frame_step(info.video, timeline)
+        self.undated = lacks_pts(box, self.stream)
         self.pts, self.duration = array("d"), array("d")
         self.key, self.size = array("b"), array("q")
 
     def push(self, packet: Any) -> None:
         span, size = packet.duration, packet.size
         duration = span * self.clock.tick if span else self.step
-        t = self.clock.place_packet(packet.pts, packet.dts, duration)
+        pts = packet.dts if self.undated else packet.pts
+        t = self.clock.place_packet(pts, packet.dts, duration)
         if t >= 0:
             seconds = self.clock.timeline.seconds
             self.pts.append(seconds(t))

@@ -102,7 +102,8 @@ class _Run:
         try:
             with meter:
                 for outcome in run_tasks(self.tasks, self.request, self.job, meter, workers):
-                    self._show(outcome)
+                    with meter.paused():
+                        self._show(outcome)
         except KeyboardInterrupt:
             interrupted = True
         return self._close(time.perf_counter() - began, interrupted=interrupted)

@@ -119,7 +119,7 @@ def _show(file: Path, found: dict[str, Any], screen: Screen) -> None:
     screen.say(joined([file.name, size(file.stat().st_size), f"format {found['format']}"]), style="bold")
     rows = [("  source", joined([str(source.get("name", "?")), clock(found["duration"])]))]
     for name, stream in found["streams"].items():
-        span = f"{stamp(stream['start'])}-{stamp(round(stream['stop']))}" if stream["start"] is not None else ""
+        span = f"{stamp(stream['start'])}-{stamp(stream['stop'])}" if stream["start"] is not None else ""
         rows.append((f"  {name}", joined([plural(stream["tokens"], "token"), f"D {stream['dim']} {stream['dtype']}", span])))
     rows.append(("  layout", found["layout"]))
     rows.append(("  segments", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["segments"]])))

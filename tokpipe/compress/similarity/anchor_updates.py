@@ -30,6 +30,10 @@ from tokpipe.spec import KIND_POOLED, Layout, Scope
 from tokpipe.tensors import TokenBatch, TokenMap
 
 
+#: Candidates remembered beyond the limit before the worst are let go: sorting is rare then.
+_SPARE = 1 << 15
+
+
 @dataclass(slots=True)
 class _State:
     """Two-pass state; ids count cells frame by frame from the first frame of the stream."""
@@ -85,7 +89,7 @@ class AnchorUpdates:
         state.frames += len(frame_slices(tokens))
         ids = np.concatenate([state.ids, first + np.arange(len(score))])
         scores = np.concatenate([state.scores, score])
-        if len(ids) > state.limit:
+        if len(ids) > 2 * max(state.limit, _SPARE):
             best = np.lexsort((ids, -scores))[: state.limit]
             ids, scores = ids[best], scores[best]
         state.ids, state.scores = ids, scores
