@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 import tokpipe
@@ -41,15 +42,16 @@ def main() -> None:
         draw.text((x, 8), f"{int(minutes)}:{seconds:04.1f}", fill="black", font=font)
     tokens = record.tokens
     text = (
-        f"{record.candidates:,} candidates, {tokens['total']:,} tokens kept: {tokens['video']:,} cells of "
-        f"{len(frames)} moments (some shown below their pictures) and {tokens['audio']:,} of sound"
+        f"{record.candidates:,} candidates, {tokens['total']:,} tokens kept: "
+        f"{tokens['video']:,} cells of {len(frames)} moments (some shown below their pictures) "
+        f"and {tokens['audio']:,} of sound"
     )
     draw.text((GAP, 2 * height + 60), text, fill="black", font=font)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.quantize(128).save(asked.out, optimize=True)
 
 
-def source_frames(path: Path, times: list[float]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+def source_frames(path: Path, times: list[float]) -> list[NDArray[np.uint8]]:
     """Decode the frames at these times."""
     found = {}
     for item in tokpipe.open_media(path).read():

@@ -36,7 +36,9 @@ def check(planned: Plan, record: RunRecord) -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_plan_counts_what_the_run_gives(clip: str, budget: str, samples: Path, tmp_path: Path) -> None:
+def test_plan_counts_what_the_run_gives(
+    clip: str, budget: str, samples: Path, tmp_path: Path
+) -> None:
     planned, record = both(samples / clip, tmp_path, budget=Budget.parse(budget))
     check(planned, record)
     assert planned.frames == record.frames["sampled"]
@@ -47,12 +49,16 @@ def test_plan_counts_what_the_run_gives(clip: str, budget: str, samples: Path, t
 @pytest.mark.parametrize("budget", ["5", "64", "300", "2048", "video=300,audio=10"])
 @pytest.mark.parametrize("layout", ["frames", "grid"])
 def test_plan_counts_layouts(layout: str, budget: str, samples: Path, tmp_path: Path) -> None:
-    planned, record = both(samples / "action.mp4", tmp_path, budget=Budget.parse(budget), layout=layout)
+    planned, record = both(
+        samples / "action.mp4", tmp_path, budget=Budget.parse(budget), layout=layout
+    )
     check(planned, record)
 
 
 @pytest.mark.parametrize("layout", ["frames", "grid"])
-def test_plan_is_exact_about_whole_shapes_without_sound(layout: str, samples: Path, tmp_path: Path) -> None:
+def test_plan_is_exact_about_whole_shapes_without_sound(
+    layout: str, samples: Path, tmp_path: Path
+) -> None:
     for budget in (5, 64, 300, 2048):
         planned, record = both(
             samples / "action.mp4", tmp_path, budget=Budget.parse(budget), layout=layout,
@@ -64,15 +70,19 @@ def test_plan_is_exact_about_whole_shapes_without_sound(layout: str, samples: Pa
 
 @pytest.mark.parametrize(
     "recipe",
-    ["fps:fps=1.0 | pixels | tome", "fps | pixels | uniform", "fps | pixels | temporal-drop | max-min",
-     "fps | pixels | temporal-drop:threshold=1.0", "video: fps | pixels; audio: mel | silence-gate:drop=true"],
+    ["fps:fps=1.0 | pixels | tome", "fps | pixels | uniform",
+     "fps | pixels | temporal-drop | max-min",
+     "fps | pixels | temporal-drop:threshold=1.0",
+     "video: fps | pixels; audio: mel | silence-gate:drop=true"],
 )  # fmt: skip
 def test_plan_bounds_every_recipe(recipe: str, samples: Path, tmp_path: Path) -> None:
     check(*both(samples / "screen.mp4", tmp_path, recipe, budget=Budget.parse(200)))
 
 
 def test_plan_of_a_threshold_is_a_bound(samples: Path, tmp_path: Path) -> None:
-    planned, record = both(samples / "screen.mp4", tmp_path, "fps | pixels | temporal-drop:threshold=1.0")
+    planned, record = both(
+        samples / "screen.mp4", tmp_path, "fps | pixels | temporal-drop:threshold=1.0"
+    )
     assert planned.budget is None
     assert not planned.exact["total"]
     check(planned, record)
@@ -103,7 +113,15 @@ def test_plan_estimates_bytes_and_memory(samples: Path, tmp_path: Path) -> None:
 def test_plan_shows_every_step(samples: Path) -> None:
     planned = plan(samples / "action.mp4", prepare("auto", Options(keep_bank=False)))
     uses = [step.use for step in planned.steps]
-    assert uses == ["fps", "pixels", "temporal-drop", "anchor-updates", "mel", "silence-gate", "adjacent-merge"]
+    assert uses == [
+        "fps",
+        "pixels",
+        "temporal-drop",
+        "anchor-updates",
+        "mel",
+        "silence-gate",
+        "adjacent-merge",
+    ]
     assert planned.steps[1].tokens == planned.candidates["video"]
 
 

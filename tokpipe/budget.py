@@ -19,6 +19,9 @@ BudgetForm = Literal["total", "split", "per_frame", "per_second", "percent"]
 AUDIO_SHARE = Fraction(1, 4)
 #: ``%`` and ``/s`` budgets are settled per window of this many seconds.
 WINDOW = 60.0
+#: Tokens a second under which merged speech is no longer intelligible (the lowest published
+#: useful rates are 3 to 6).
+THIN_AUDIO = 3.0
 _FORMS = "2048 | video=1536,audio=512 | 64/frame | 20/s | 10%"
 _NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,6})?)"
 

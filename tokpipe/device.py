@@ -1,7 +1,9 @@
-"""Pick a device, and say clearly when it is not there."""
+"""Pick a device and say clearly when it is not there; how much memory the process has taken."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from typing import TYPE_CHECKING
 
 from tokpipe.errors import ResourceError
@@ -40,3 +42,10 @@ def pick_device(name: str = "cpu") -> torch.device:
             f"device `{name}` is not supported", hint="use cpu, cuda, cuda:N, mps or auto"
         )
     return device
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,12 @@ class _Run:
         self, path: Path, info: MediaInfo, chains: dict[str, Chain], writer: BankWriter,
         strict: bool, batch_size: int, progress: Progress | None,
     ) -> None:  # fmt: skip
+        # What no chain wants is not decoded either.
+        info = replace(
+            info,
+            video=info.video if "video" in chains else None,
+            audio=info.audio if "audio" in chains else None,
+        )
         self.source = open_media_of(path, info, strict)
         self.info, self.writer, self.batch_size, self.progress = info, writer, batch_size, progress
         self.video = chains.get("video") if info.video is not None else None
@@ -165,7 +171,8 @@ class _Run:
         held: list[Any] = []
         events: Any = self.source.read()
         if self.video is not None:
-            events = self.video.sampler.sample(events)
+            sampler = self.video.sampler
+            events = sampler.sample(events) if sampler is not None else _whole(events)
         for event in events:
             if isinstance(event, AudioChunk):
                 if self.audio is not None:
@@ -231,6 +238,11 @@ class _Run:
             "video_end": report.video_end, "audio_end": report.audio_end,
             "notes": [list(note) for note in report.notes],
         }  # fmt: skip
+
+
+def _whole(events: Iterator[Any]) -> Iterator[Any]:
+    """Every picture that is not corrupt: a chain without a sampler."""
+    return (event for event in events if not getattr(event, "corrupt", False))
 
 
 def open_media_of(path: Path, info: MediaInfo, strict: bool) -> Any:

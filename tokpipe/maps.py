@@ -146,6 +146,16 @@ class TokenMap:
             and bool((torch.bincount(rows, minlength=len(self)) == 1).all())
         )
 
+    @property
+    def is_identity(self) -> bool:
+        """Every source is kept as it is, in its own order, under its own kind."""
+        n = self.num_sources
+        if self.kind is not None or not len(self) == n == self.src.shape[0]:
+            return False
+        order = torch.arange(n, device=self.src.device)
+        same = all(torch.equal(t, order) for t in (self.src, self.dst, self.anchor))
+        return same and bool((self.weight == 1).all()) and bool((self.share == 1).all())
+
     def then(self, after: TokenMap) -> TokenMap:
         """Compose: ``a.then(b)`` applied once equals ``a`` then ``b``.
 

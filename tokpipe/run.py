@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
-from tokpipe.budget import AUDIO_SHARE, Budget
+from tokpipe.budget import AUDIO_SHARE, THIN_AUDIO, Budget
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
 from tokpipe.decide import AudioSide, Demand, candidates, check_layout, decide, removes
 from tokpipe.decode import probe
-from tokpipe.device import pick_device
+from tokpipe.device import peak_memory_mb, pick_device
 from tokpipe.digest import chain, fingerprint
 from tokpipe.encode._clip import ClipCodec
-from tokpipe.errors import CacheError, OutputExists, RecipeError, UnsupportedMedia, error_context
+from tokpipe.errors import (
+    CacheError,
+    OutputExists,
+    RecipeError,
+    ResourceError,
+    UnsupportedMedia,
+    error_context,
+)
 from tokpipe.ingest import Chain, Ingested, Progress, build_chain, ingest
 from tokpipe.recipe import Recipe, load_recipe
 from tokpipe.spec import LAYOUTS, Layout, MediaInfo
@@ -38,8 +45,6 @@ _SERIOUS = {
     "thin-video",
     "size-change",
 }
-#: Under this many tokens a second, merged speech is no longer intelligible (methods page, audio 1.3).
-_THIN_AUDIO = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +276,13 @@ class _Item:
             pool=o.pool,
             device=o.device,
         )
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write to `{self.target.parent}`: {error.strerror or error}",
+                hint="name another output with -o",
+            ) from error
         sweep_stale(self.target.parent)
         with CacheWriter(self.target, force=o.force) as writer:
             assembler = Assembler(bank, writer, o.audio_codec)
@@ -331,7 +342,7 @@ class _Item:
         record.seconds["total"] = time.perf_counter() - self.began
         record.seconds = {name: round(value, 4) for name, value in record.seconds.items()}
         record.cpu_seconds = round(_cpu_seconds() - self.cpu, 4)
-        record.peak_rss_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        record.peak_rss_mb = round(peak_memory_mb(), 1)
         return record
 
 
@@ -354,7 +365,7 @@ def _thin(
             f"{tokens['video']} video tokens are less than one frame of {cells} cells",
         )
     heard = sum(stop - start for start, stop in speech)
-    if heard and tokens["audio"] < _THIN_AUDIO * heard:
+    if heard and tokens["audio"] < THIN_AUDIO * heard:
         text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound: speech will not be intelligible"
         yield "thin-audio", f"{text}; raise the budget or --audio-share"
 

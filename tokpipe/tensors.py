@@ -250,6 +250,8 @@ class TokenBatch:
         tmap = decision.expand() if isinstance(decision, GridMap) else decision
         if tmap.num_sources != len(self):
             raise ValueError(f"map of {tmap.num_sources} sources applied to {len(self)} tokens")
+        if tmap.is_identity:
+            return self if tmap.score is None else replace(self, score=tmap.score)
         if (tmap.anchor < 0).any():
             tmap = replace(tmap, anchor=_heaviest(tmap))
         place = self.take(tmap.anchor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -57,12 +58,15 @@ class Boundary(TyperGroup):
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None,
-        complete_var: str | None = None, standalone_mode: bool = True, **extra: Any,
+        complete_var: str | None = None, standalone_mode: bool = True,
+        windows_expand_args: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
         """Run a command line and exit with its code."""
         words = list(sys.argv[1:] if args is None else args)
         try:
-            result = super().main(words, prog_name, complete_var, standalone_mode=False, **extra)
+            result = super().main(
+                words, prog_name, complete_var, False, windows_expand_args, **extra
+            )
             sys.stdout.flush()
             code = result if isinstance(result, int) else 0
         except BrokenPipeError:
@@ -80,6 +84,15 @@ class Boundary(TyperGroup):
         if standalone_mode:
             sys.exit(code)
         return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an interrupt that it does not report itself is reported here."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            hint = f"run the same line again: tokpipe {shlex.join(sys.argv[1:])}"
+            show_error(TokpipeError("interrupted", hint=hint))
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _report(error: TokpipeError, words: list[str]) -> int:
@@ -102,7 +115,10 @@ def _usage(error: typer.TyperException) -> TokpipeError:
     text = error.format_message().strip()
     near = getattr(error, "possibilities", None)
     if near:
-        text, hint = error.message, "did you mean " + " or ".join(f"`{n}`" for n in sorted(near)) + "?"
+        text, hint = (
+            error.message,
+            "did you mean " + " or ".join(f"`{n}`" for n in sorted(near)) + "?",
+        )
     elif "Did you mean" in text:
         text, _, rest = text.partition(" Did you mean ")
         hint = "did you mean " + rest.replace("'", "`").replace(", ", " or ")

@@ -105,7 +105,7 @@ def table(
             if out is not None:
                 out.print(line, style=style)
             else:
-                print(line, file=file)  # noqa: T201 - a file was asked for
+                print(line, file=file)
 
 
 def _fitted(lead: str, last: str, limit: int | None) -> list[str]:
@@ -121,5 +121,5 @@ def _fitted(lead: str, last: str, limit: int | None) -> list[str]:
 
 
 def animated() -> bool:
-    """stderr is a terminal that can redraw a line."""
+    """Whether stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown", "")

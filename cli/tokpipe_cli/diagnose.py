@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import Literal
 
 State = Literal["ok", "missing", "optional"]
-_DECODERS = {"h264": "H.264", "hevc": "H.265", "vp9": "VP9", "av1": "AV1", "aac": "AAC", "opus": "Opus", "mp3": "MP3"}
+_DECODERS = {
+    "h264": "H.264",
+    "hevc": "H.265",
+    "vp9": "VP9",
+    "av1": "AV1",
+    "aac": "AAC",
+    "opus": "Opus",
+    "mp3": "MP3",
+}
 #: Extra: a module that is there when it is installed.
 _EXTRAS = {
-    "encoders": ("open_clip", "transformers", "timm"), "audio": ("torchaudio", "onnxruntime", "silero_vad"),
+    "encoders": ("open_clip", "transformers", "timm"),
+    "audio": ("torchaudio", "onnxruntime", "silero_vad"),
     "faiss": ("faiss",), "decord": ("decord",), "torchcodec": ("torchcodec",),
     "dataset": ("pyarrow", "fsspec"), "ray": ("ray",), "s3": ("s3fs",),
 }  # fmt: skip
@@ -50,7 +59,9 @@ def findings() -> Iterator[Finding]:
         except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
             name = check.__name__.strip("_").replace("_", " ")
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            yield Finding("check", name, "missing", text, "reinstall tokpipe in a fresh environment")
+            yield Finding(
+                "check", name, "missing", text, "reinstall tokpipe in a fresh environment"
+            )
 
 
 def _versions() -> Iterator[Finding]:
@@ -66,7 +77,9 @@ def _versions() -> Iterator[Finding]:
             yield Finding("version", name, "missing", "not installed", f"pip install {name}")
     import av
 
-    libraries = ", ".join(f"{k} {'.'.join(map(str, v))}" for k, v in sorted(av.library_versions.items()))
+    libraries = ", ".join(
+        f"{k} {'.'.join(map(str, v))}" for k, v in sorted(av.library_versions.items())
+    )
     yield Finding("version", "FFmpeg", "ok", libraries)
 
 
@@ -77,13 +90,24 @@ def _devices() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(i)
-            yield Finding("device", f"cuda:{i}", "ok", f"{device.name}, {device.total_memory / 1e9:.0f} GB")
+            yield Finding(
+                "device", f"cuda:{i}", "ok", f"{device.name}, {device.total_memory / 1e9:.0f} GB"
+            )
     else:
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch is built without CUDA"
+        )
         yield Finding("device", "cuda", "optional", f"no device found; {built}")
     if platform.system() == "Darwin":
         there = torch.backends.mps.is_available()
-        yield Finding("device", "mps", "ok" if there else "optional", "available" if there else "not available")
+        yield Finding(
+            "device",
+            "mps",
+            "ok" if there else "optional",
+            "available" if there else "not available",
+        )
 
 
 def _decoders() -> Iterator[Finding]:
@@ -101,7 +125,13 @@ def _decoders() -> Iterator[Finding]:
             there = True
             break
         fix = "" if there else "install PyAV from its own wheel: pip install --force-reinstall av"
-        yield Finding("decode", label, "ok" if there else "missing", "available" if there else "not available", fix)
+        yield Finding(
+            "decode",
+            label,
+            "ok" if there else "missing",
+            "available" if there else "not available",
+            fix,
+        )
 
 
 def _encoders() -> Iterator[Finding]:
@@ -114,15 +144,19 @@ def _encoders() -> Iterator[Finding]:
     except (av.FFmpegError, ValueError):
         opus = False
     fix = "" if opus else "install PyAV from its own wheel, or use --audio-codec flac"
-    yield Finding("encode", "Opus", "ok" if opus else "missing", "libopus" if opus else "not available", fix)
+    yield Finding(
+        "encode", "Opus", "ok" if opus else "missing", "libopus" if opus else "not available", fix
+    )
     webp = bool(features.check("webp"))
     fix = "" if webp else "install Pillow from its own wheel: pip install --force-reinstall pillow"
-    yield Finding("encode", "WebP", "ok" if webp else "missing", "pillow" if webp else "not available", fix)
+    yield Finding(
+        "encode", "WebP", "ok" if webp else "missing", "pillow" if webp else "not available", fix
+    )
 
 
 def _bank() -> Iterator[Finding]:
     from tokpipe.cache.bank import bank_root
-    from tokpipe_cli.words import plural, size
+    from tokpipe_cli.words import size
 
     root = bank_root()
     try:
@@ -131,12 +165,14 @@ def _bank() -> Iterator[Finding]:
             pass
     except OSError as error:
         text = f"{root} cannot be written: {error.strerror or error}"
-        yield Finding("bank", "folder", "missing", text, "set TOKPIPE_CACHE_DIR to a folder that can be")
+        yield Finding(
+            "bank", "folder", "missing", text, "set TOKPIPE_CACHE_DIR to a folder that can be"
+        )
         return
     entries = [p for p in root.iterdir() if not p.name.startswith(".")]
     held = sum(f.stat().st_size for p in entries for f in p.rglob("*") if f.is_file())
     free = shutil.disk_usage(root).free
-    text = f"{root}: {plural(len(entries), 'entry').replace('entrys', 'entries')}, {size(held)}; {size(free)} free"
+    text = f"{root}: entries {len(entries)}, {size(held)}; {size(free)} free"
     yield Finding("bank", "folder", "ok", text)
 
 
@@ -144,7 +180,9 @@ def _extras() -> Iterator[Finding]:
     for extra, modules in _EXTRAS.items():
         absent = [name for name in modules if importlib.util.find_spec(name) is None]
         if absent:
-            yield Finding("extra", extra, "optional", "not installed", f"pip install 'tokpipe[{extra}]'")
+            yield Finding(
+                "extra", extra, "optional", "not installed", f"pip install 'tokpipe[{extra}]'"
+            )
         else:
             yield Finding("extra", extra, "ok", "installed")
 
@@ -164,10 +202,25 @@ def _self_test() -> Iterator[Finding]:
         record = compress(clip, options=Options(budget=Budget.parse(64), keep_bank=False))
         report = verify(record.output, deep=True)
     if report.ok and record.tokens["total"] == 64:
-        yield Finding("test", "self-test", "ok", f"1 s of media to 64 tokens in {record.seconds['total']:.2f} s")
+        yield Finding(
+            "test",
+            "self-test",
+            "ok",
+            f"1 s of media to 64 tokens in {record.seconds['total']:.2f} s",
+        )
     else:
-        text = f"{record.tokens['total']} tokens instead of 64" if report.ok else report.problems[0].message
-        yield Finding("test", "self-test", "missing", text, "report this with the output of `tokpipe doctor --json`")
+        text = (
+            f"{record.tokens['total']} tokens instead of 64"
+            if report.ok
+            else report.problems[0].message
+        )
+        yield Finding(
+            "test",
+            "self-test",
+            "missing",
+            text,
+            "report this with the output of `tokpipe doctor --json`",
+        )
 
 
 def _writer(*names: str) -> str:

@@ -22,9 +22,8 @@ _SECONDS = ("scout", "decode", "encode", "compress", "write", "total")
 
 def emit(event: str, **fields: Any) -> None:
     """Write one event."""
-    line = json.dumps({"v": VERSION, "event": event, **_plain(fields)}, ensure_ascii=False)
-    # A file name may hold bytes that are no text: those go out as escapes, never as an error.
-    sys.stdout.write(line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n")
+    # ASCII only: names that are no text, and terminals of any encoding, stay valid JSON.
+    sys.stdout.write(json.dumps({"v": VERSION, "event": event, **_plain(fields)}) + "\n")
     sys.stdout.flush()
 
 
@@ -42,7 +41,9 @@ def emit_item(record: dict[str, Any], error: TokpipeError | None = None) -> None
 
 def summarise(statuses: Sequence[str], **more: Any) -> dict[str, Any]:
     """Counts of the ``summary`` event: done (without warnings), warned, failed, skipped."""
-    counts = {name: sum(s == name for s in statuses) for name in ("done", "warned", "failed", "skipped")}
+    counts = {
+        name: sum(s == name for s in statuses) for name in ("done", "warned", "failed", "skipped")
+    }
     return {**counts, **more}
 
 

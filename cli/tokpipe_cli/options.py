@@ -15,19 +15,33 @@ Inputs = Annotated[
     list[Path], typer.Argument(help="Video or audio files, or folders of them.", metavar="INPUT")
 ]
 VideoStream = Annotated[
-    str, typer.Option(help="Video stream: auto, none, or a stream index.", metavar="WHICH", rich_help_panel=_INPUT)
+    str,
+    typer.Option(
+        help="Video stream: auto, none, or a stream index.", metavar="WHICH", rich_help_panel=_INPUT
+    ),
 ]
 AudioStream = Annotated[
     str,
-    typer.Option(help="Audio stream: auto, none, an index, or a language code.", metavar="WHICH", rich_help_panel=_INPUT),
+    typer.Option(
+        help="Audio stream: auto, none, an index, or a language code.",
+        metavar="WHICH",
+        rich_help_panel=_INPUT,
+    ),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail at the first damage instead of going on past it.", rich_help_panel=_INPUT)
+    bool,
+    typer.Option(
+        "--strict",
+        help="Fail at the first damage instead of going on past it.",
+        rich_help_panel=_INPUT,
+    ),
 ]
 FullHash = Annotated[
     bool,
     typer.Option(
-        "--full-hash", help="Fingerprint the whole file, not its first, middle and last MiB.", rich_help_panel=_INPUT
+        "--full-hash",
+        help="Fingerprint the whole file, not its first, middle and last MiB.",
+        rich_help_panel=_INPUT,
     ),
 ]
 
@@ -91,14 +105,17 @@ Fps = Annotated[
 ]  # fmt: skip
 
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output", "-o", metavar="PATH", rich_help_panel=_OUTPUT, show_default="beside the input",
         help="A file for one input, else a folder that mirrors the tree.",
     ),
 ]  # fmt: skip
 AudioCodec = Annotated[
-    str, typer.Option(metavar="CODEC", rich_help_panel=_OUTPUT, help="Codec of the kept sound: opus or flac.")
+    str,
+    typer.Option(
+        metavar="CODEC", rich_help_panel=_OUTPUT, help="Codec of the kept sound: opus or flac."
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace an existing output.", rich_help_panel=_OUTPUT)
@@ -106,12 +123,15 @@ Force = Annotated[
 NoBank = Annotated[
     bool,
     typer.Option(
-        "--no-bank", help="Do not leave decoded pictures and sound on disk for the next run.", rich_help_panel=_OUTPUT
+        "--no-bank",
+        help="Do not leave decoded pictures and sound on disk for the next run.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", rich_help_panel=_RUN, help="cpu, cuda, cuda:N, mps or auto.")
+    str,
+    typer.Option(metavar="DEVICE", rich_help_panel=_RUN, help="cpu, cuda, cuda:N, mps or auto."),
 ]
 Pool = Annotated[
     int | None,
@@ -121,26 +141,57 @@ Pool = Annotated[
     ),
 ]  # fmt: skip
 BatchSize = Annotated[
-    int, typer.Option(min=1, metavar="FRAMES", rich_help_panel=_RUN, help="Frames handed on together.")
+    int,
+    typer.Option(min=1, metavar="FRAMES", rich_help_panel=_RUN, help="Frames handed on together."),
 ]
 Prefetch = Annotated[
-    int, typer.Option(min=0, metavar="BATCHES", rich_help_panel=_RUN, help="Batches the decoder may run ahead.")
+    int,
+    typer.Option(
+        min=0, metavar="BATCHES", rich_help_panel=_RUN, help="Batches the decoder may run ahead."
+    ),
 ]
 Workers = Annotated[
-    int, typer.Option(min=1, max=256, metavar="N", rich_help_panel=_RUN, help="Inputs worked on at once, a process each.")
+    int,
+    typer.Option(
+        min=1,
+        max=256,
+        metavar="N",
+        rich_help_panel=_RUN,
+        help="Inputs worked on at once, a process each.",
+    ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Show the plan and stop; same as `tokpipe plan`.", rich_help_panel=_RUN)
+    bool,
+    typer.Option(
+        "--dry-run",
+        "-n",
+        help="Show the plan and stop; same as `tokpipe plan`.",
+        rich_help_panel=_RUN,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Events for programs on stdout.", rich_help_panel=_RUN)]
+Json = Annotated[
+    bool, typer.Option("--json", help="Events for programs on stdout.", rich_help_panel=_RUN)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=_RUN)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also details.", rich_help_panel=_RUN)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.", rich_help_panel=_RUN)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also details.", rich_help_panel=_RUN)
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of errors.", rich_help_panel=_RUN)
+]
 NoProgress = Annotated[
     bool,
-    typer.Option("--no-progress", envvar="TOKPIPE_NO_PROGRESS", help="No progress on stderr.", rich_help_panel=_RUN),
+    typer.Option(
+        "--no-progress",
+        envvar="TOKPIPE_NO_PROGRESS",
+        help="No progress on stderr.",
+        rich_help_panel=_RUN,
+    ),
 ]
 
 OperatorName = Annotated[
-    str, typer.Argument(help="Name of an operator or preset.", metavar="NAME", autocompletion=operator_names)
+    str,
+    typer.Argument(
+        help="Name of an operator or preset.", metavar="NAME", autocompletion=operator_names
+    ),
 ]

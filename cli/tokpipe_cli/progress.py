@@ -40,12 +40,17 @@ class Meter:
     def __enter__(self) -> Self:
         """Begin to show."""
         if self._beats:
-            self._thread = threading.Thread(target=self._beat, name="tokpipe-heartbeat", daemon=True)
+            self._thread = threading.Thread(
+                target=self._beat, name="tokpipe-heartbeat", daemon=True
+            )
             self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         """Clear what was shown."""
         self._stop.set()
@@ -170,7 +175,9 @@ class _Bars:
             name = _clipped(self.names[index], room)
             self.tasks[index] = self.rich.add_task(name, total=None, info=stage)
         info = _numbers(stage, at, total, time.monotonic() - self.began.get(index, 0.0), wide)
-        self.rich.update(self.tasks[index], completed=min(at, total or at), total=total or None, info=info)
+        self.rich.update(
+            self.tasks[index], completed=min(at, total or at), total=total or None, info=info
+        )
 
 
 def _columns(width: int) -> list[Any]:

@@ -25,18 +25,29 @@ def show_item(record: dict[str, Any], screen: Screen, *, alone: bool) -> None:
     _details(record, screen)
 
 
-def show_total(counts: dict[str, int], tokens: int, written: int, seconds: float, screen: Screen) -> None:
+def show_total(
+    counts: dict[str, int], tokens: int, written: int, seconds: float, screen: Screen
+) -> None:
     """The last line of many inputs."""
-    names = (("done", "done"), ("warned", "done with warnings"), ("skipped", "skipped"), ("failed", "failed"))
+    names = (
+        ("done", "done"),
+        ("warned", "done with warnings"),
+        ("skipped", "skipped"),
+        ("failed", "failed"),
+    )
     said = ", ".join(f"{counts[key]} {text}" for key, text in names if counts[key])
-    screen.say(f"{said}: {plural(tokens, 'token')}, {size(written)} in {took(seconds)}", style="bold")
+    screen.say(
+        f"{said}: {plural(tokens, 'token')}, {size(written)} in {took(seconds)}", style="bold"
+    )
 
 
 def _three_lines(record: dict[str, Any], screen: Screen, media: str, span: str) -> None:
     tokens, output = record["tokens"], record["output"]
     screen.say(joined([Path(record["input"]).name, media]))
     if record["status"] == "skipped":
-        screen.say(f"skipped: made before from the same source, recipe and budget; {_parts(record, span)}")
+        screen.say(
+            f"skipped: made before from the same source, recipe and budget; {_parts(record, span)}"
+        )
     else:
         counts = f"{record['candidates']:,} -> {plural(tokens['total'], 'token')}"
         screen.say(f"{counts} ({_parts(record, span)}) in {took(record['seconds']['total'])}")
@@ -58,29 +69,38 @@ def _parts(record: dict[str, Any], span: str) -> str:
     tokens = record["tokens"]
     streams = ", ".join(f"{tokens[s]:,} {s}" for s in ("video", "audio", "text") if tokens.get(s))
     frames = record["frames"].get("kept", 0)
-    return "; ".join(part for part in (streams, plural(frames, "frame") if frames else "", span) if part)
+    return "; ".join(
+        part for part in (streams, plural(frames, "frame") if frames else "", span) if part
+    )
 
 
 def _unused(record: dict[str, Any]) -> str:
     total, budget = record["tokens"]["total"], record["budget"]
     if total >= record["candidates"]:
         return f"{record['unused']:,} of the budget of {budget} not used: the media offers no more"
-    return f"{record['unused']:,} of the budget of {budget} not used: layout {record['layout']} takes whole shapes"
+    why = f"layout {record['layout']} takes whole shapes"
+    return f"{record['unused']:,} of the budget of {budget} not used: {why}"
 
 
 def _details(record: dict[str, Any], screen: Screen) -> None:
     if not screen.verbose:
         return
     stages = ", ".join(f"{k} {took(v)}" for k, v in record["seconds"].items() if v and k != "total")
-    screen.detail(f"time: {stages or 'none'}; CPU {took(record['cpu_seconds'])}; peak {record['peak_rss_mb']:.0f} MB")
+    screen.detail(
+        f"time: {stages or 'none'}; CPU {took(record['cpu_seconds'])}; "
+        f"peak {record['peak_rss_mb']:.0f} MB"
+    )
     if record["frames"]:
         screen.detail("frames: " + ", ".join(f"{v:,} {k}" for k, v in record["frames"].items()))
     reused = ", ".join(record["reused"])
-    screen.detail(f"recipe {record['recipe']}, budget {record['budget'] or 'none'}" + (f"; from the bank: {reused}" if reused else ""))
+    screen.detail(
+        f"recipe {record['recipe']}, budget {record['budget'] or 'none'}"
+        + (f"; from the bank: {reused}" if reused else "")
+    )
 
 
 def _from_cache(path: Path) -> tuple[str, str]:
-    """What the cache says of its source (``2:02  1920x1080 30 fps h264 + aac``), and its time span."""
+    """Source (``2:02  1920x1080 30 fps h264 + aac``) and time span, as the cache has them."""
     from tokpipe.cache.reader import open_cache
     from tokpipe.errors import CacheError
 

@@ -1,7 +1,8 @@
-"""From options to a job: one budget, one recipe with its adjustments, checked before anything runs."""
+"""From options to a job: one budget, one recipe with its adjustments, all checked first."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,9 @@ class Request:
 
 
 def make_request(
-    recipe: str, *, budget: str | None = None, ratio: float | None = None, threshold: float | None = None,
-    cells: int | None = None, fps: float | None = None, **options: Any,
+    recipe: str, *, budget: str | None = None, ratio: float | None = None,
+    threshold: float | None = None, cells: int | None = None,
+    fps: float | None = None, **options: Any,
 ) -> Request:  # fmt: skip
     """Read recipe and budget and apply ``--cells``, ``--fps`` and ``--threshold``.
 
@@ -68,7 +70,9 @@ def make_request(
     if threshold is not None:
         made = _with_threshold(made.with_budget(None), float(threshold))
     if options.get("audio_codec", "opus") not in ("opus", "flac"):
-        raise UsageProblem(f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac")
+        raise UsageProblem(
+            f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac"
+        )
     return Request(recipe=made, name=recipe, options=Options(budget=wanted, **options))
 
 
@@ -83,9 +87,11 @@ def _one_budget(budget: str | None, ratio: float | None, threshold: float | None
     if len(given) > 1:
         raise UsageProblem(f"{' and '.join(given)} exclude each other", hint="give one of them")
     if ratio is not None:
-        percent = Fraction(str(ratio)) * 100 if ratio == ratio else Fraction(0)
+        percent = Fraction(str(ratio)) * 100 if math.isfinite(ratio) else Fraction(0)
         if not 0 < percent <= 100:
-            raise UsageProblem(f"ratio {ratio} is out of range", hint="use a number above 0, at most 1")
+            raise UsageProblem(
+                f"ratio {ratio} is out of range", hint="use a number above 0, at most 1"
+            )
         return Budget("percent", Fraction(round(percent, 6)))
     return None if budget is None else Budget.parse(budget)
 
@@ -95,9 +101,13 @@ def _with_param(recipe: Recipe, use: str, name: str, value: Any, option: str) ->
     changed: dict[str, Any] = {}
     for stream, chain in recipe.chains.items():
         if any(step.use == use for step in chain):
-            changed[stream] = tuple(_set(step, name, value) if step.use == use else step for step in chain)
+            changed[stream] = tuple(
+                _set(step, name, value) if step.use == use else step for step in chain
+            )
     if not changed:
-        raise UsageProblem(f"{option} needs a recipe with the step `{use}`", hint="see `tokpipe ops show auto`")
+        raise UsageProblem(
+            f"{option} needs a recipe with the step `{use}`", hint="see `tokpipe ops show auto`"
+        )
     return replace(recipe, **changed)
 
 
@@ -108,9 +118,12 @@ def _with_threshold(recipe: Recipe, value: float) -> Recipe:
     for stream, chain in recipe.chains.items():
         for i in reversed(range(len(chain))):
             kind = registry.lookup(chain[i].use).kind
-            if kind == "reducer" and "threshold" in {f.name for f in fields(registry.load(chain[i].use))}:
+            if kind == "reducer" and "threshold" in {
+                f.name for f in fields(registry.load(chain[i].use))
+            }:
                 steps = (*chain[:i], _set(chain[i], "threshold", value), *chain[i + 1 :])
-                return replace(recipe, **{stream: steps})
+                changed: dict[str, Any] = {stream: steps}
+                return replace(recipe, **changed)
     raise UsageProblem("no step of this recipe has a threshold", hint="use --budget or --ratio")
 
 

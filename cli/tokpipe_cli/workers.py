@@ -61,7 +61,7 @@ def run_tasks(
     if workers <= 1 or len(tasks) <= 1:
         for index, task in enumerate(tasks):
             meter.begin(index)
-            outcome = work(index, task, job, lambda *a, i=index: meter.report(i, *a))  # type: ignore[misc]
+            outcome = work(index, task, job, lambda *a, i=index: meter.report(i, *a))
             meter.finish(index)
             yield outcome
         return
@@ -181,7 +181,9 @@ class _Pool:
             f"the worker process ended with {how}", where=str(task.source),
             hint="it may have run out of memory: use fewer --workers", code="resource.worker",
         )  # fmt: skip
-        self._settle(Outcome(index, failed_record(task.source, task.target, self.request.prepare()), error))
+        self._settle(
+            Outcome(index, failed_record(task.source, task.target, self.request.prepare()), error)
+        )
         self._start()
 
     def _settle(self, outcome: Outcome) -> None:

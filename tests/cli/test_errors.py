@@ -63,7 +63,9 @@ CASES: list[tuple[str, Callable[[Path], list[str]], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "says"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("words", "code", "says"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
 def test_compress_error_is_two_lines(
     words: Callable[[Path], list[str]], code: int, says: str, run: Any, clip: Path, two_lines: Any
 ) -> None:
@@ -96,7 +98,9 @@ def test_missing_inputs_are_a_usage_error_only_when_none_resolves(run: Any, clip
 
 
 @pytest.mark.parametrize("verb", ["probe", "inspect", "verify", "plan"])
-def test_other_verbs_name_a_missing_file(verb: str, run: Any, tmp_path: Path, two_lines: Any) -> None:
+def test_other_verbs_name_a_missing_file(
+    verb: str, run: Any, tmp_path: Path, two_lines: Any
+) -> None:
     result = run(verb, tmp_path / "gone.mp4")
     assert result.exit_code == 2
     assert "gone.mp4" in two_lines(result)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from tokpipe.errors import MediaError, MediaNotFound, UnsupportedMedia
 CACHE_SUFFIX = ".tokpipe.safetensors"
 #: Suffixes taken from folders; a file that is named itself may have any.
 MEDIA_SUFFIXES = frozenset(
-    (
-        ".3gp .aac .ac3 .aiff .amr .asf .avi .flac .flv .gif .m2ts .m4a .m4b .m4v .mka .mkv .mov .mp2 "
-        ".mp3 .mp4 .mpeg .mpg .mts .mxf .oga .ogg .ogv .opus .ts .vob .wav .webm .wma .wmv .y4m"
-    ).split()
+    f".{name}"
+    for name in re.split(
+        r"\s+",
+        "3gp aac ac3 aiff amr asf avi flac flv gif m2ts m4a m4b m4v mka mkv mov mp2 mp3 mp4 mpeg "
+        "mpg mts mxf oga ogg ogv opus ts vob wav webm wma wmv y4m",
+    )
 )
 
 
@@ -64,7 +67,8 @@ def expand(inputs: Iterable[str | Path]) -> Manifest:
         if path.is_dir():
             # Several folders keep their names, so that their trees do not run into each other.
             base = Path(path.resolve().name) if folders > 1 else Path()
-            found = (Entry(p, base / p.relative_to(path), named=False) for p in _walk(path, manifest))
+            below = _walk(path, manifest)
+            found = [Entry(p, base / p.relative_to(path), named=False) for p in below]
         elif path.name.endswith(CACHE_SUFFIX) and path.exists():
             manifest.ignored.append(path)
             continue
@@ -72,9 +76,10 @@ def expand(inputs: Iterable[str | Path]) -> Manifest:
             manifest.problems.append((path, problem))
             continue
         else:
-            found = iter([Entry(path, Path(path.name))])
+            found = [Entry(path, Path(path.name))]
         for entry in found:
-            if (key := os.path.abspath(entry.source)) not in seen:
+            # Links are not resolved: two names of one file are two inputs.
+            if (key := os.path.abspath(entry.source)) not in seen:  # noqa: PTH100
                 seen.add(key)
                 manifest.entries.append(entry)
     return manifest
@@ -86,11 +91,15 @@ def _problem(path: Path) -> MediaError | None:
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return MediaNotFound(f"no such file `{path}`", hint="check the path")
-        return MediaNotFound(f"cannot read `{path}`: {error.strerror}", hint="check the path and its permissions")
+        return MediaNotFound(
+            f"cannot read `{path}`: {error.strerror}", hint="check the path and its permissions"
+        )
     except ValueError:
         return MediaNotFound(f"`{path!r}` is not a path", hint="check the path")
     if not stat.S_ISREG(mode):
-        return UnsupportedMedia(f"`{path}` is not a regular file", hint="save the stream to a file first")
+        return UnsupportedMedia(
+            f"`{path}` is not a regular file", hint="save the stream to a file first"
+        )
     return None
 
 
@@ -124,7 +133,7 @@ def assign_outputs(
     """The output of each entry, no two alike.
 
     Beside the input without ``output``. One file named itself goes to ``output`` as a file (into
-    it where it is a folder or ends with a slash). Everything else goes below it, mirroring the tree.
+    it where it is a folder or ends with a slash). Everything else goes below it, like the tree.
     The name is the input's without its last suffix; where two collide, both keep theirs, and where
     they still do, their folders are kept too.
 
@@ -142,7 +151,7 @@ def assign_outputs(
     long = [p.with_name(p.name + suffix) for p in places]
     targets = _spread(short, long)
     if output is not None and entries:
-        parents = [os.path.abspath(e.source.parent) for e in entries]
+        parents = [os.path.abspath(e.source.parent) for e in entries]  # noqa: PTH100
         common = os.path.commonpath(parents)
         deep = [
             Path(output) / os.path.relpath(parent, common) / target.name

@@ -133,7 +133,7 @@ def _shared(file: CacheFile) -> Iterator[Problem]:
 
 def _column(file: CacheFile, name: str, sizes: dict[str, int]) -> Iterator[Problem]:
     found = lookup(name)
-    assert found is not None
+    assert found is not None  # noqa: S101 - only called for names of the format
     column, info = found[1], file.info(name)
     if info.dtype not in column.dtypes:
         yield Problem("dtype", f"`{name}` is {info.dtype}, expected {' or '.join(column.dtypes)}")

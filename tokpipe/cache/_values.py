@@ -78,7 +78,7 @@ def value_problems(
     segments = file.num_rows("segment.pts") if "segment.pts" in file else 0
     for stream in streams:
         yield from _rows(file, stream, _rules(file, stream, metadata, segments))
-        yield from _blobs(file, stream, metadata)
+        yield from _blobs(file, stream)
     yield from _rank(file, streams)
     if segments:
         yield from _segments(file, streams)
@@ -180,7 +180,7 @@ def sorted_rows(at: Array, tile: Array, cell: Array) -> Array:
     return fine
 
 
-def _blobs(file: CacheFile, stream: str, metadata: Mapping[str, Any]) -> Iterator[Problem]:
+def _blobs(file: CacheFile, stream: str) -> Iterator[Problem]:
     if f"{stream}.atlas_offsets" in file:
         size = file.num_rows(f"{stream}.atlas")
         yield from _monotone(file, f"{stream}.atlas_offsets", "atlas", first=0, last=size)

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ from tokpipe.digest import canonical_json
 from tokpipe.errors import ResourceError
 
 JPEG_QUALITY = 95
+#: Times a new entry is moved in place of one that is not whole.
+_ATTEMPTS = 3
 #: Bytes the bank may hold before the entries used longest ago are removed.
 CAPACITY = 10 << 30
 #: Fixed-width columns: file name to (dtype, values a row; 0 = set by the first rows).
@@ -71,7 +74,10 @@ class BankWriter:
 
     def __exit__(self, *_: object) -> None:
         """Remove what was not committed under a key."""
-        self._close()
+        for stream in self._files.values():
+            # Closing writes what is buffered; on a full disk that fails again.
+            with suppress(OSError):
+                stream.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def append(self, name: str, data: bytes | NDArray[Any]) -> None:
@@ -109,20 +115,38 @@ class BankWriter:
         """Write ``entry.json`` and open the entry; a keyed one is renamed into the bank."""
         try:
             self._close()
-            (self.path / "entry.json").write_text(canonical_json(meta), encoding="utf-8")
-            if self.key is None:
-                return Bank(self.path)
-            target = self.root / self.key
-            try:
-                os.replace(self.path, target)
-            except OSError:
-                if not (target / "entry.json").exists():
-                    raise
-                # Another run finished the same entry first; both hold the same bytes.
-            trim(self.root, keep=self.key)
-            return Bank(target)
+            sizes = {p.name: p.stat().st_size for p in self.path.iterdir()}
+            text = canonical_json({**meta, "files": sizes})
+            (self.path / "entry.json").write_text(text, encoding="utf-8")
+            # Opened before it moves: nobody can take it away from us any more.
+            bank = Bank(self.path)
         except OSError as error:
             raise _cannot_write(self.root, error) from error
+        if self.key is not None:
+            try:
+                self._publish(self.root / self.key)
+                trim(self.root, keep=self.key)
+            except OSError as error:
+                bank.close()
+                raise _cannot_write(self.root, error) from error
+        return bank
+
+    def _publish(self, target: Path) -> None:
+        """Give the entry its name, unless another run finished the same bytes first."""
+        for _ in range(_ATTEMPTS):
+            with suppress(OSError):
+                os.replace(self.path, target)
+                return
+            if (found := Bank.find(target.name, self.root)) is not None:
+                found.close()
+                return
+            # What is there is no whole entry: moved aside first, so that two runs do not mix.
+            aside = self.path.with_name(f"{self.path.name}.old")
+            with suppress(OSError):
+                os.replace(target, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.unlink(missing_ok=True)
+        os.replace(self.path, target)
 
     def _close(self) -> None:
         for stream in self._files.values():
@@ -138,10 +162,23 @@ class Bank:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read ``entry.json`` and open every file, so that a later clean-up does not disturb us."""
+        """Read ``entry.json`` and open every file, so that a later clean-up does not disturb us.
+
+        Raises:
+            OSError: There is no entry.
+            ValueError: It is not whole.
+        """
         self.path = path
-        self.meta: dict[str, Any] = json.loads((path / "entry.json").read_text(encoding="utf-8"))
-        self._files = {p.name: p.open("rb") for p in path.iterdir() if p.suffix != ".json"}
+        self._files: dict[str, IO[bytes]] = {}
+        try:
+            self.meta = _described(path / "entry.json")
+            for name, size in self.meta["files"].items():
+                self._files[name] = (path / name).open("rb")
+                if self._size(name) != size:
+                    raise ValueError(f"`{name}` has {self._size(name)} bytes, not {size}")
+        except BaseException:
+            self.close()
+            raise
         self.num_frames = self._size("frames") // FRAME.itemsize
 
     @staticmethod
@@ -193,6 +230,14 @@ class Bank:
                 yield i, np.asarray(image.convert("RGB"))
 
 
+def _described(path: Path) -> dict[str, Any]:
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    files = meta.get("files") if isinstance(meta, dict) else None
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise ValueError(f"`{path}` does not describe an entry")
+    return meta  # type: ignore[no-any-return]
+
+
 def sweep(root: Path) -> None:
     """Remove unfinished entries whose process is gone."""
     for path in root.glob(".*-*"):
@@ -216,9 +261,11 @@ def trim(root: Path, *, keep: str = "", capacity: int = CAPACITY) -> int:
     found = []
     for path in root.iterdir():
         entry = path / "entry.json"
-        if not path.name.startswith(".") and entry.exists():
-            size = sum(p.stat().st_size for p in path.iterdir())
-            found.append((entry.stat().st_mtime, size, path))
+        # Another run may remove an entry while we look at it.
+        with suppress(OSError):
+            if not path.name.startswith(".") and entry.exists():
+                size = sum(p.stat().st_size for p in path.iterdir())
+                found.append((entry.stat().st_mtime, size, path))
     total, removed = sum(size for _, size, _ in found), 0
     for _, size, path in sorted(found):
         if total - removed <= capacity:

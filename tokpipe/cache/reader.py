@@ -5,6 +5,7 @@ Only what is asked for is read: ranges by ``pread``, whole tensors as views of t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -241,7 +242,7 @@ class TokenCache:
             return decode_clip(data, self.metadata["tokpipe.clip"])
 
     def _search(self, stream: str, time: float) -> int:
-        if time != time:
+        if math.isnan(time):
             raise CacheError("a time to look up is NaN", code="cache.time")
         low, high = 0, self.num_tokens(stream)
         while low < high:

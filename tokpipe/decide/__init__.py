@@ -7,8 +7,22 @@ budget is split, and the last reducer of each chain meets its part exactly.
 
 from __future__ import annotations
 
-from tokpipe.decide._audio import AudioSide
+from tokpipe.decide._audio import CHUNK, AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
-from tokpipe.decide._stream import removes
+from tokpipe.decide._stream import is_stream, removes
+from tokpipe.decide._video import BLOCK, POOL, complete
 
-__all__ = ["AudioSide", "Demand", "Kept", "candidates", "check_layout", "decide", "removes"]
+__all__ = [
+    "BLOCK",
+    "CHUNK",
+    "POOL",
+    "AudioSide",
+    "Demand",
+    "Kept",
+    "candidates",
+    "check_layout",
+    "complete",
+    "decide",
+    "is_stream",
+    "removes",
+]

@@ -142,13 +142,14 @@ def describe(pixels: Tensor) -> Tensor:
     t, height, width = pixels.shape[:3]
     rows, cols = height // CELL, width // CELL
     out = torch.empty((t, rows, cols, DIM), dtype=torch.float16, device=pixels.device)
+    # One buffer for all blocks: fresh memory would cost more than the products.
+    block = torch.zeros((BLOCK, height, width, 3), device=pixels.device)
     for a in range(0, t, BLOCK):
-        part = pixels[a : a + BLOCK]
-        n = part.shape[0]
-        if n < BLOCK:
-            part = torch.cat([part, part.new_zeros((BLOCK - n, *part.shape[1:]))])
+        n = min(BLOCK, t - a)
+        block[:n].copy_(pixels[a : a + n])
+        block[n:].zero_()
         # Down the columns first: it leaves 6 of 28 lines for the wider product across.
-        low = down @ part.float().reshape(BLOCK * rows, CELL, width * 3)
+        low = down @ block.reshape(BLOCK * rows, CELL, width * 3)
         both = (low.reshape(-1, CELL * 3) @ across).reshape(BLOCK, rows, LUMA + CHROMA, cols, 8)
         both = both.permute(0, 1, 3, 2, 4)
         luma, colour = both[..., :LUMA, :4].flatten(3), both[..., LUMA:, 4:]

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -59,7 +58,7 @@ def compress(
     debug: o.Debug = False,
     no_progress: o.NoProgress = False,
 ) -> None:
-    """Compress media files to token caches: at most so many tokens, each with its time and place."""
+    """Compress media files to token caches of at most so many tokens with times and places."""
     from tokpipe.batch import expand
     from tokpipe_cli.commands.plan import run_plan
     from tokpipe_cli.request import make_request
@@ -67,7 +66,7 @@ def compress(
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     request = make_request(
         recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
-        layout=layout, audio_share=audio_share, audio_codec=audio_codec, pool=pool,  # type: ignore[arg-type]
+        layout=layout, audio_share=audio_share, audio_codec=audio_codec, pool=pool,
         video_stream=video_stream, audio_stream=audio_stream, strict=strict, full_hash=full_hash,
         keep_bank=not no_bank, force=force, device=device, batch_size=batch_size, prefetch=prefetch,
     )  # fmt: skip
@@ -82,7 +81,9 @@ def compress(
 class _Run:
     """One command's inputs, what became of them, and the exit code."""
 
-    def __init__(self, manifest: Manifest, output: Path | None, request: Request, job: Job, screen: Screen) -> None:
+    def __init__(
+        self, manifest: Manifest, output: str | None, request: Request, job: Job, screen: Screen
+    ) -> None:
         self.manifest, self.request, self.job, self.screen = manifest, request, job, screen
         self.tasks = _tasks(manifest, output)
         self.statuses: list[str] = []
@@ -159,7 +160,7 @@ class _Run:
         return self.codes[0] if alike else 1
 
 
-def _tasks(manifest: Manifest, output: Path | None) -> list[Task]:
+def _tasks(manifest: Manifest, output: str | None) -> list[Task]:
     from tokpipe.batch import assign_outputs
     from tokpipe_cli.workers import Task
 
@@ -173,5 +174,7 @@ def _tasks(manifest: Manifest, output: Path | None) -> list[Task]:
     sources = {os.path.realpath(e.source) for e in manifest.entries}
     for target in targets:
         if os.path.realpath(target) in sources:
-            raise UsageProblem(f"the output `{target}` is one of the inputs", hint="name another output with -o")
+            raise UsageProblem(
+                f"the output `{target}` is one of the inputs", hint="name another output with -o"
+            )
     return [Task(e.source, target) for e, target in zip(manifest.entries, targets, strict=True)]

@@ -26,7 +26,13 @@ def doctor(as_json: o.Json = False, debug: o.Debug = False) -> None:
     if as_json:
         emit("doctor", ok=not bad, findings=[asdict(f) for f in found])
     else:
-        rows = [(_MARKS[f.state], f.topic, f.name, f"{f.text}; {f.fix}" if f.fix else f.text) for f in found]
+        rows = [
+            (_MARKS[f.state], f.topic, f.name, f"{f.text}; {f.fix}" if f.fix else f.text)
+            for f in found
+        ]
         table(rows)
-        screen.say("everything needed is here" if not bad else f"{len(bad)} needed things are missing", style="bold")
+        screen.say(
+            "everything needed is here" if not bad else f"{len(bad)} needed things are missing",
+            style="bold",
+        )
     raise typer.Exit(3 if bad else 0)

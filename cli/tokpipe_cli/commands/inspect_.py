@@ -27,8 +27,12 @@ def inspect(
         Path | None,
         typer.Option(metavar="DIR", help="Write the rebuilt pictures there, with manifest.jsonl."),
     ] = None,
-    at: Annotated[float | None, typer.Option(metavar="START", help="Only tokens from this second on.")] = None,
-    stop: Annotated[float | None, typer.Option(metavar="STOP", help="Only tokens before this second.")] = None,
+    at: Annotated[
+        float | None, typer.Option(metavar="START", help="Only tokens from this second on.")
+    ] = None,
+    stop: Annotated[
+        float | None, typer.Option(metavar="STOP", help="Only tokens before this second.")
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -38,7 +42,9 @@ def inspect(
 
     screen = Screen(json=as_json, quiet=quiet, debug=debug)
     if at is not None and stop is not None and stop <= at:
-        raise UsageProblem(f"--stop {stop} is not after --at {at}", hint="times are seconds, half-open")
+        raise UsageProblem(
+            f"--stop {stop} is not after --at {at}", hint="times are seconds, half-open"
+        )
     if not file.exists():
         raise UsageProblem(f"no such file `{file}`", hint="check the path")
     with open_cache(file) as cache:
@@ -78,9 +84,7 @@ def _describe(cache: TokenCache, at: float | None, stop: float | None) -> dict[s
 
 
 def _within(spans: list[list[float]], at: float | None, stop: float | None) -> list[list[float]]:
-    return [
-        [a, b] for a, b in spans if (stop is None or a < stop) and (at is None or b > at)
-    ]
+    return [[a, b] for a, b in spans if (stop is None or a < stop) and (at is None or b > at)]
 
 
 def _frames(cache: TokenCache, at: float | None, stop: float | None) -> list[dict[str, Any]]:
@@ -116,17 +120,36 @@ def _show(file: Path, found: dict[str, Any], screen: Screen) -> None:
     if screen.quiet:
         return
     source = found["provenance"]["source"]
-    screen.say(joined([file.name, size(file.stat().st_size), f"format {found['format']}"]), style="bold")
+    screen.say(
+        joined([file.name, size(file.stat().st_size), f"format {found['format']}"]), style="bold"
+    )
     rows = [("  source", joined([str(source.get("name", "?")), clock(found["duration"])]))]
     for name, stream in found["streams"].items():
-        span = f"{stamp(stream['start'])}-{stamp(stream['stop'])}" if stream["start"] is not None else ""
-        rows.append((f"  {name}", joined([plural(stream["tokens"], "token"), f"D {stream['dim']} {stream['dtype']}", span])))
+        span = (
+            f"{stamp(stream['start'])}-{stamp(stream['stop'])}"
+            if stream["start"] is not None
+            else ""
+        )
+        rows.append(
+            (
+                f"  {name}",
+                joined(
+                    [
+                        plural(stream["tokens"], "token"),
+                        f"D {stream['dim']} {stream['dtype']}",
+                        span,
+                    ]
+                ),
+            )
+        )
     rows.append(("  layout", found["layout"]))
     rows.append(("  segments", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["segments"]])))
     rows.append(("  speech", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["speech"]])))
     rows.append(("  frames", _list([f"{stamp(f['pts'])} ({f['cells']})" for f in found["frames"]])))
     recipe = found["provenance"].get("recipe", {})
-    rows.append(("  recipe", joined([_steps(recipe), f"budget {recipe.get('budget') or 'none'}"], "; ")))
+    rows.append(
+        ("  recipe", joined([_steps(recipe), f"budget {recipe.get('budget') or 'none'}"], "; "))
+    )
     rows.append(("  written by", str(found["provenance"].get("writer", "?"))))
     table(rows)
     for text in found["provenance"].get("warnings", []):

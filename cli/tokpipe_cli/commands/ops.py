@@ -29,7 +29,10 @@ def root(context: typer.Context) -> None:
 def list_(
     kind: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="Only sampler, encoder, reducer or preset, or one mechanism such as similarity."),
+        typer.Option(
+            metavar="KIND",
+            help="Only sampler, encoder, reducer or preset, or one mechanism such as similarity.",
+        ),
     ] = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -44,7 +47,14 @@ def list_(
     chosen = [e for e in found if kind in (None, e.kind, e.mechanism)]
     if as_json:
         for e in chosen:
-            emit("operator", name=e.name, kind=e.kind, mechanism=e.mechanism, summary=e.summary, plugin=e.plugin)
+            emit(
+                "operator",
+                name=e.name,
+                kind=e.kind,
+                mechanism=e.mechanism,
+                summary=e.summary,
+                plugin=e.plugin,
+            )
         emit("summary", **summarise(["done"] * len(chosen)))
         return
     del debug
@@ -61,7 +71,13 @@ def show(name: o.OperatorName, as_json: o.Json = False, debug: o.Debug = False) 
     del debug
     entry = registry.lookup(name)
     found = _preset(name) if entry.kind == "preset" else _operator(name)
-    found = {"name": name, "kind": entry.kind, "mechanism": entry.mechanism, "summary": entry.summary, **found}
+    found = {
+        "name": name,
+        "kind": entry.kind,
+        "mechanism": entry.mechanism,
+        "summary": entry.summary,
+        **found,
+    }
     if as_json:
         emit("operator", **found)
         return
@@ -76,7 +92,10 @@ def show(name: o.OperatorName, as_json: o.Json = False, debug: o.Debug = False) 
         return
     screen.say(found["doc"] + "\n")
     if found["parameters"]:
-        rows = [(p["name"], p["type"], _literal(p["default"]), joined_range(p)) for p in found["parameters"]]
+        rows = [
+            (p["name"], p["type"], _literal(p["default"]), joined_range(p))
+            for p in found["parameters"]
+        ]
         table(rows, head=("parameter", "type", "default", "range"))
     else:
         screen.say("no parameters")
@@ -135,11 +154,27 @@ def _type(hint: Any, bounds: dict[str, Any]) -> str:
 
 def joined_range(parameter: dict[str, Any]) -> str:
     """Bounds as ``0 to 1`` or ``above 0``."""
-    low = f"{parameter['ge']:g}" if "ge" in parameter else f"above {parameter['gt']:g}" if "gt" in parameter else ""
-    high = f"{parameter['le']:g}" if "le" in parameter else f"below {parameter['lt']:g}" if "lt" in parameter else ""
+    low = (
+        f"{parameter['ge']:g}"
+        if "ge" in parameter
+        else f"above {parameter['gt']:g}"
+        if "gt" in parameter
+        else ""
+    )
+    high = (
+        f"{parameter['le']:g}"
+        if "le" in parameter
+        else f"below {parameter['lt']:g}"
+        if "lt" in parameter
+        else ""
+    )
     if low and high:
         return f"{low} to {high}"
-    return low + (" or more" if "ge" in parameter else "") if low else (f"at most {high}" if high else "")
+    return (
+        low + (" or more" if "ge" in parameter else "")
+        if low
+        else (f"at most {high}" if high else "")
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tokpipe.plan import Plan
     from tokpipe.run import Job
 
-EPILOG = "[bold]Examples[/bold]\n\n  tokpipe plan talk.mp4 -b 2048\n\n  tokpipe plan talks/ -b 10% --json"
+EPILOG = (
+    "[bold]Examples[/bold]\n\n  tokpipe plan talk.mp4 -b 2048\n\n"
+    "  tokpipe plan talks/ -b 10% --json"
+)
 
 
 def plan(
@@ -52,7 +55,8 @@ def plan(
     request = make_request(
         recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
         layout=layout, audio_share=audio_share, pool=pool, video_stream=video_stream,
-        audio_stream=audio_stream, strict=strict, full_hash=full_hash, keep_bank=not no_bank, device=device,
+        audio_stream=audio_stream, strict=strict, full_hash=full_hash, keep_bank=not no_bank,
+        device=device,
     )  # fmt: skip
     screen = Screen(json=as_json, quiet=quiet, debug=debug)
     raise typer.Exit(run_plan(expand(inputs), request.prepare(), screen))
@@ -64,11 +68,15 @@ def run_plan(manifest: Manifest, job: Job, screen: Screen) -> int:
     from tokpipe.plan import plan as plan_one
 
     if not manifest.entries and not manifest.problems:
-        raise UsageProblem("no media files were found", hint="name video or audio files, or folders that hold some")
+        raise UsageProblem(
+            "no media files were found", hint="name video or audio files, or folders that hold some"
+        )
     statuses: list[str] = []
     codes: list[int] = []
     totals = {"tokens": 0, "bytes": 0}
-    failures: list[tuple[str, TokpipeError]] = [(str(path), error) for path, error in manifest.problems]
+    failures: list[tuple[str, TokpipeError]] = [
+        (str(path), error) for path, error in manifest.problems
+    ]
     for entry in manifest.entries:
         try:
             made = plan_one(entry.source, job)
@@ -79,18 +87,22 @@ def run_plan(manifest: Manifest, job: Job, screen: Screen) -> int:
             failures.append((str(entry.source), os_problem(error)))
             continue
         statuses.append("done")
-        totals = {"tokens": totals["tokens"] + made.tokens["total"], "bytes": totals["bytes"] + made.bytes}
+        totals = {
+            "tokens": totals["tokens"] + made.tokens["total"],
+            "bytes": totals["bytes"] + made.bytes,
+        }
         _show(made, screen)
-    for path, error in failures:
+    for path, problem in failures:
         statuses.append("failed")
-        codes.append(error.exit_code)
+        codes.append(problem.exit_code)
         if screen.json:
-            emit("error", input=path, error=error.to_dict())
-        show_error(error)
+            emit("error", input=path, error=problem.to_dict())
+        show_error(problem)
     if screen.json:
         emit("summary", **summarise(statuses), **totals)
     elif len(statuses) > 1:
-        screen.say(f"{plural(len(statuses), 'input')}: {plural(totals['tokens'], 'token')}, about {size(totals['bytes'])}", style="bold")
+        total = f"{plural(totals['tokens'], 'token')}, about {size(totals['bytes'])}"
+        screen.say(f"{plural(len(statuses), 'input')}: {total}", style="bold")
     return _code(codes, len(statuses), bool(manifest.entries))
 
 
@@ -110,16 +122,34 @@ def _show(made: Plan, screen: Screen) -> None:
         return
     if screen.quiet:
         return
-    screen.say(joined([made.input, clock(made.duration), f"recipe {made.recipe}", f"budget {made.budget or 'none'}", f"layout {made.layout}"]), style="bold")
+    screen.say(
+        joined(
+            [
+                made.input,
+                clock(made.duration),
+                f"recipe {made.recipe}",
+                f"budget {made.budget or 'none'}",
+                f"layout {made.layout}",
+            ]
+        ),
+        style="bold",
+    )
     rows = []
     for step in made.steps:
         params = ", ".join(f"{k}={v}" for k, v in step.params.items())
         noun = "frame" if step.kind == "sampler" else "token"
-        count = "?" if step.tokens is None else ("" if step.exact else "at most ") + plural(step.tokens, noun)
+        count = (
+            "?"
+            if step.tokens is None
+            else ("" if step.exact else "at most ") + plural(step.tokens, noun)
+        )
         rows.append((f"  {step.stream}", step.use, count, joined([step.gives, params])))
     table(rows, head=("  stream", "step", "after it", "what"))
     total = ("" if made.exact["total"] else "at most ") + plural(made.tokens["total"], "token")
-    screen.say(f"  {made.candidates['total']:,} candidates -> {total}, about {size(made.bytes)}", style="bold")
+    screen.say(
+        f"  {made.candidates['total']:,} candidates -> {total}, about {size(made.bytes)}",
+        style="bold",
+    )
     pool = f"pool {plural(made.pool, 'token')}" if made.pool else ""
     bank = "in the bank: " + ", ".join(made.reused) if made.reused else "in the bank: nothing"
     screen.say(joined([f"  memory about {made.peak_memory_mb:.0f} MB", pool, bank], ", "))

@@ -63,7 +63,9 @@ def _show(path: Path, info: MediaInfo, screen: Screen) -> None:
         return
     if screen.quiet:
         return
-    screen.say(joined([str(path), clock(info.duration), info.container, size(info.size)]), style="bold")
+    screen.say(
+        joined([str(path), clock(info.duration), info.container, size(info.size)]), style="bold"
+    )
     rows = [("  clock", _clock(info))]
     rows.append(("  video", _video(info.video) if info.video else "none"))
     rows.append(("  audio", _audio(info.audio) if info.audio else "none"))
@@ -84,15 +86,20 @@ def _video(video: VideoInfo) -> str:
     turned = f"turned {video.rotation} degrees" if video.rotation else ""
     speed = joined([rate(video.frame_rate) or "rate unknown", "variable" if video.vfr else ""], " ")
     parts = [
-        f"stream {video.index}", video.codec, f"{video.width}x{video.height}", speed, video.pixel_format or "",
-        f"transfer {video.transfer}", aspect, turned, "interlaced" if video.interlaced else "", _span(video),
+        f"stream {video.index}", video.codec, f"{video.width}x{video.height}", speed,
+        video.pixel_format or "",
+        f"transfer {video.transfer}", aspect, turned, "interlaced" if video.interlaced else "",
+        _span(video),
     ]  # fmt: skip
     return joined(parts, ", ")
 
 
 def _audio(audio: AudioInfo) -> str:
     channels = {1: "mono", 2: "stereo"}.get(audio.channels, f"{audio.channels} channels")
-    return joined([f"stream {audio.index}", audio.codec, f"{audio.sample_rate} Hz", channels, _span(audio)], ", ")
+    return joined(
+        [f"stream {audio.index}", audio.codec, f"{audio.sample_rate} Hz", channels, _span(audio)],
+        ", ",
+    )
 
 
 def _span(stream: VideoInfo | AudioInfo) -> str:
@@ -106,6 +113,8 @@ def _fields(info: MediaInfo) -> dict[str, Any]:
     fields: dict[str, Any] = asdict(info)
     for name in ("video", "audio"):
         if fields[name] is not None:
-            fields[name] = {k: str(v) if isinstance(v, Fraction) else v for k, v in fields[name].items()}
+            fields[name] = {
+                k: str(v) if isinstance(v, Fraction) else v for k, v in fields[name].items()
+            }
     fields["warnings"] = [{"code": code, "message": text} for code, text in info.warnings]
     return fields

@@ -42,7 +42,9 @@ def verify(
             if as_json:
                 emit("verify", **report.to_dict())
             elif report.ok:
-                screen.say(f"{path}: ok" + (" (deep)" if deep else "") + f"  {_counts(report.counts)}")
+                screen.say(
+                    f"{path}: ok" + (" (deep)" if deep else "") + f"  {_counts(report.counts)}"
+                )
             else:
                 screen.say(f"{path}: {plural(len(report.problems), 'problem')}", style="bold red")
                 for code, text in report.problems:
@@ -61,5 +63,9 @@ def verify(
 def _counts(counts: object) -> str:
     assert isinstance(counts, dict)  # noqa: S101 - the report's own type is a mapping
     parts = [f"{counts[name]:,} {name}" for name in ("video", "audio") if counts.get(name)]
-    parts += [plural(counts[name], name[:-1]) for name in ("segments", "pages", "digests") if counts.get(name)]
+    parts += [
+        plural(counts[name], name[:-1])
+        for name in ("segments", "pages", "digests")
+        if counts.get(name)
+    ]
     return joined([*parts, size(counts.get("bytes", 0))], ", ")

@@ -29,7 +29,6 @@ from tokpipe.grid import ragged_partition, regular_shape, spans
 from tokpipe.spec import KIND_POOLED, Layout, Scope
 from tokpipe.tensors import TokenBatch, TokenMap
 
-
 #: Candidates remembered beyond the limit before the worst are let go: sorting is rare then.
 _SPARE = 1 << 15
 

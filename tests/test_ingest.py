@@ -1,0 +1,161 @@
+"""Filling a bank entry: what is in it, how threads and errors behave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokpipe.decode import probe
+from tokpipe.encode.mel import Mel
+from tokpipe.encode.pixels import describe
+from tokpipe.errors import DecodeError, TokpipeError
+from tokpipe.ingest import Chain, Ingested, build_chain, ingest
+from tokpipe.recipe import load_recipe
+from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
+
+
+def chains_of(recipe: str = "auto") -> dict[str, Chain]:
+    return {name: build_chain(c) for name, c in load_recipe(recipe).chains.items()}
+
+
+def fill(path: Path, recipe: str = "auto", **options: Any) -> Ingested:
+    options.setdefault("keep", False)
+    return ingest(path, probe(path), chains_of(recipe), **options)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds with sound, first picture half a second late."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    video = VideoTrack(frames=75, fps=Fraction(30), start=Fraction(1, 2))
+    write_media(path, video, AudioTrack(duration=Fraction(3)))
+    return path
+
+
+def test_frames_keep_time_index_and_duration(clip: Path) -> None:
+    bank = fill(clip).bank
+    records = bank.frames()
+    assert records["pts"].tolist() == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5], abs=1e-4)
+    assert records["index"].tolist() == [0, 15, 30, 45, 60]
+    assert records["duration"].tolist() == pytest.approx([1 / 30] * 5, abs=1e-4)
+    assert bank.meta["steps"] == 5
+    assert bank.meta["decoded"] == 75
+    assert bank.meta["video_end"] == pytest.approx(3.0, abs=0.01)
+    bank.close()
+
+
+def test_descriptors_are_those_of_the_pictures(clip: Path) -> None:
+    """They are taken before the pictures are coded: near, and never far, from what is stored."""
+    bank = fill(clip).bank
+    rows, cols = bank.meta["grid"][:2]
+    stored = bank.rows("descriptors", 0, 5 * rows * cols, np.dtype("<f2"), 24)
+    pictures = np.stack([picture for _, picture in bank.pictures(range(5))])
+    again = describe(torch.from_numpy(pictures)).reshape(-1, 24).float().numpy()
+    step = stored.astype(np.float32) - again
+    assert np.linalg.norm(step[:, :16], axis=1).max() / 28 < 1.5
+    bank.close()
+
+
+def test_sound_and_mel_cover_the_track(clip: Path) -> None:
+    bank = fill(clip).bank
+    samples, cells = bank.meta["samples"], bank.meta["cells"]
+    assert samples == pytest.approx(48000, abs=1100)
+    assert cells == -(-samples // 640)
+    wave = bank.rows("audio", 0, samples, np.dtype("<i2")).astype(np.float32) / 32767
+    stream = Mel().stream()
+    parts = stream.push(torch.from_numpy(wave)) + stream.finish()
+    expected = torch.cat([p.data for p in parts]).float().numpy()
+    found = bank.rows("mel", 0, cells, np.dtype("<f2"), 320).astype(np.float32)
+    # The stored sound is rounded to 16 bits, which shows only in what is nearly silent.
+    loud = expected > -3.5
+    assert loud.sum() > 1000
+    assert np.abs(found - expected)[loud].max() < 0.05
+    assert bank.meta["columns"] == sorted(Mel.extras)
+    bank.close()
+
+
+@pytest.mark.parametrize(("batch_size", "depth"), [(1, 0), (3, 8), (64, 1)])
+def test_entry_does_not_depend_on_batches_or_threads(
+    clip: Path, batch_size: int, depth: int
+) -> None:
+    one, two = fill(clip).bank, fill(clip, batch_size=batch_size, depth=depth).bank
+    assert one.meta == two.meta
+    for name in ("descriptors", "pictures", "frames", "audio", "mel", "mel_columns"):
+        size = one._size(name)
+        assert size > 0
+        a, b = (bank.rows(name, 0, size, np.dtype("u1")) for bank in (one, two))
+        assert (a == b).all(), name
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "there", "absent"),
+    [("fps | pixels", "descriptors", "mel"), ("audio: mel", "mel", "descriptors")],
+)
+def test_streams_without_a_chain_are_not_kept(
+    clip: Path, recipe: str, there: str, absent: str
+) -> None:
+    bank = fill(clip, recipe).bank
+    assert bank._size(there) > 0
+    assert bank._size(absent) == 0
+    bank.close()
+
+
+def test_kept_entry_is_found_again(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path))
+    first, second = fill(clip, keep=True), fill(clip, keep=True)
+    assert (first.reused, second.reused) == (False, True)
+    assert first.bank.meta == second.bank.meta
+    assert second.seconds["decode"] == 0
+    tail = fill(clip, "video: fps | pixels | tome; audio: mel", keep=True)
+    assert tail.reused
+    for found in (first, second, tail):
+        found.bank.close()
+
+
+def raiser(error: Exception) -> Callable[[str, float, float | None], None]:
+    def progress(_stage: str, _at: float, _end: float | None) -> None:
+        raise error
+
+    return progress
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_error_of_the_caller_stops_the_thread_and_leaves_nothing(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path))
+    threads = threading.active_count()
+    with pytest.raises(KeyError):
+        fill(clip, keep=True, depth=depth, progress=raiser(KeyError("stop")))
+    assert threading.active_count() == threads
+    assert list((tmp_path / "bank").iterdir()) == []
+
+
+def test_error_of_the_decoder_surfaces_as_itself(samples: Path) -> None:
+    with pytest.raises(DecodeError, match="damage"):
+        fill(samples / "damaged.mp4", strict=True)
+
+
+def test_progress_counts_media_seconds(samples: Path) -> None:
+    seen: list[tuple[str, float, float | None]] = []
+    fill(samples / "action.mp4", progress=lambda *x: seen.append(x)).bank.close()
+    times = [at for _, at, _ in seen]
+    assert times == sorted(times)
+    assert times[-1] > 13
+    assert {end for _, _, end in seen} == {14.0}
+
+
+def test_wrong_parameters_are_found_before_anything_is_read() -> None:
+    with pytest.raises(TokpipeError, match="cells"):
+        chains_of("fps | pixels:cells=1000")

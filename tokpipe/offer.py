@@ -1,0 +1,141 @@
+"""What a file has to offer to a budget, known without decoding: from packets, or from the bank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.budget import WINDOW, Budget
+from tokpipe.cache.bank import Bank, bank_root
+from tokpipe.decide import candidates, is_stream, removes
+from tokpipe.decode.scout import PacketScan, frames_of, scan_packets
+from tokpipe.ingest import Chain, bank_key
+from tokpipe.spec import MediaInfo
+
+#: Seconds of one sound cell.
+SOUND_CELL = 0.04
+#: Cells a decoder may give after the end of the last packet: codec frames are whole.
+_TAIL = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class Offer:
+    """Candidates of both streams.
+
+    Attributes:
+        pts: float64 [T], seconds of the frames the sampler chooses.
+        cells: Cells of one frame.
+        sound: Sound cells, an upper bound unless ``exact_audio``.
+        end, least_end: Latest and earliest second the media may end.
+        banked: The bank holds it all, so that every number is exact.
+    """
+
+    pts: NDArray[np.float64]
+    cells: int
+    sound: int
+    end: float
+    least_end: float
+    exact_video: bool
+    exact_audio: bool
+    banked: bool = False
+
+    @property
+    def video(self) -> int:
+        """Video candidates."""
+        return len(self.pts) * self.cells
+
+    @property
+    def slack(self) -> int:
+        """Sound cells that packets may promise and the decoder not give."""
+        return 0 if self.exact_audio else 50 + self.sound // 50
+
+    def spent(self, budget: Budget, sound: int, end: float) -> int:
+        """Tokens over all windows of media with so many sound cells: the run's arithmetic."""
+        spent = seen = 0
+        for start, stop in _windows(end, None if budget.form == "total" else WINDOW):
+            inside = (self.pts >= start) & (self.pts < (math.inf if stop is None else stop))
+            frames = int(inside.sum())
+            last = sound if stop is None else min(sound, round(stop / SOUND_CELL))
+            heard = last - min(sound, round(start / SOUND_CELL))
+            supply = frames * self.cells + heard
+            seen += supply
+            if budget.form == "total":
+                due = int(budget.amount)
+            elif budget.form == "per_frame":
+                due = int(budget.amount) * frames
+                supply = frames * min(self.cells, int(budget.amount)) + heard
+            elif budget.form == "percent":
+                due = int(budget.amount * seen / 100) - spent
+            else:
+                due = int(float(budget.amount) * min(end, stop or end)) - spent
+            least = int(stop is None and spent == 0 and budget.form in ("percent", "per_second"))
+            spent += min(max(due, least, 0), supply)
+        return spent
+
+
+def find_offer(
+    path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep_bank: bool, strict: bool
+) -> Offer:
+    """Look into the bank, else at the packets with the recipe's own sampler."""
+    bank = Bank.find(bank_key(info, chains, strict), bank_root()) if keep_bank else None
+    if bank is not None:
+        with closing(bank):
+            rows, cols = bank.meta["grid"][:2] if bank.meta["grid"] else (0, 0)
+            end = max(bank.meta["video_end"], bank.meta["audio_end"])
+            return Offer(
+                pts=bank.frames()["pts"].copy(), cells=rows * cols, sound=candidates(bank)[1],
+                end=end, least_end=end, exact_video=True, exact_audio=True, banked=True,
+            )  # fmt: skip
+    scan = scan_packets(path, info)
+    hears = "audio" in chains and scan.audio_end > 0
+    sound = math.ceil(scan.audio_end / SOUND_CELL) + _TAIL if hears else 0
+    pts, cells = _sampled(scan, info, chains)
+    offer = Offer(
+        pts=pts, cells=cells, sound=sound, end=scan.video_end, least_end=scan.video_end,
+        exact_video=scan.failures == 0, exact_audio=sound == 0,
+    )  # fmt: skip
+    if sound:
+        offer.end = max(scan.video_end, sound * SOUND_CELL)
+        offer.least_end = max(scan.video_end, (sound - offer.slack) * SOUND_CELL)
+    return offer
+
+
+def _sampled(
+    scan: PacketScan, info: MediaInfo, chains: dict[str, Chain]
+) -> tuple[NDArray[np.float64], int]:
+    """Times of the chosen frames, and the cells of each."""
+    if "video" not in chains:
+        return np.zeros(0), 0
+    video = chains["video"]
+    frames: Any = frames_of(scan)
+    if video.sampler is not None:
+        frames = video.sampler.sample(frames)
+    pts = np.array([frame.pts for frame in frames], dtype=np.float64)
+    return pts, int(video.encoder.grid(info).cells)
+
+
+def keeps_all(reducers: list[Any]) -> bool:
+    """None of these reducers takes tokens away without a budget."""
+    for reducer in reducers:
+        if removes(reducer):
+            return False
+        if hasattr(reducer, "out_count"):
+            if reducer.out_count(1000, None) != (1000, True):
+                return False
+        elif not is_stream(reducer) and not getattr(reducer, "light", False):
+            return False
+    return True
+
+
+def _windows(end: float, width: float | None) -> Iterator[tuple[float, float | None]]:
+    """The windows a budget is settled over, as the engine cuts them."""
+    count = 1 if width is None else max(1, int(-(-end // width)))
+    for i in range(count):
+        yield i * (width or 0.0), None if i == count - 1 else (i + 1) * (width or 0.0)
