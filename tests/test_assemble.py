@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def atlas_cells(cache: Any) -> NDArray[np.uint8]:
     """Every row's picture uint8 [N, 28, 28, 3], read by the format page."""
     offsets, data = cache.column("video.atlas_offsets"), cache.column("video.atlas")
     pages = []
-    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+    for a, b in pairwise(offsets):
         with Image.open(io.BytesIO(data[a:b].tobytes())) as image:
             pages.append(np.asarray(image.convert("RGB")))
     boxes = cache.column("video.atlas_box")

@@ -56,7 +56,7 @@ def test_descriptors_are_those_of_the_pictures(clip: Path) -> None:
     bank = fill(clip).bank
     rows, cols = bank.meta["grid"][:2]
     stored = bank.rows("descriptors", 0, 5 * rows * cols, np.dtype("<f2"), 24)
-    pictures = np.stack([picture for _, picture in bank.pictures(range(5))])
+    pictures = np.stack([picture for _, picture in bank.pictures(list(range(5)))])
     again = describe(torch.from_numpy(pictures)).reshape(-1, 24).float().numpy()
     step = stored.astype(np.float32) - again
     assert np.linalg.norm(step[:, :16], axis=1).max() / 28 < 1.5

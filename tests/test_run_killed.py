@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,8 @@ class Runner:
             time.sleep(kill_after)
             # The server reaps it, so the id may be gone, but not be another's: ids are not reused
             # that soon.
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         return int(self._line())
 
     def close(self) -> None:

@@ -170,10 +170,15 @@ def output_path(source: Path, output: str | Path | None = None) -> Path:
 
 
 def compress(
-    source: str | Path, output: str | Path | None = None, *, recipe: str | Recipe = DEFAULT_RECIPE,
-    budget: str | int | Budget | None = None, options: Options | None = None, job: Job | None = None,
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    budget: str | int | Budget | None = None,
+    options: Options | None = None,
+    job: Job | None = None,
     progress: Progress | None = None,
-) -> RunRecord:  # fmt: skip
+) -> RunRecord:
     """Compress one media file to a token cache.
 
     Args:
@@ -317,9 +322,10 @@ class _Item:
     ) -> dict[str, Any]:
         used = {s for s in ("video", "audio") if self.record.tokens[s]}
         kept = {name: made for name, made in chains.items() if name in used}
+        method = "full" if self.job.options.full_hash else "head-middle-tail"
         return {
             "tokpipe.domain": "signal", "tokpipe.layout": self.job.options.layout,
-            "tokpipe.source": describe_media(info, "full" if self.job.options.full_hash else "head-middle-tail"),
+            "tokpipe.source": describe_media(info, method),
             "tokpipe.speech": self.speech,
             "tokpipe.recipe": self.job.settings(), "tokpipe.recipe_sha256": self.job.digest(),
             **describe_run(info, found.bank, kept, self.record.warnings),
@@ -366,8 +372,9 @@ def _thin(
         )
     heard = sum(stop - start for start, stop in speech)
     if heard and tokens["audio"] < THIN_AUDIO * heard:
-        text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound: speech will not be intelligible"
-        yield "thin-audio", f"{text}; raise the budget or --audio-share"
+        text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound"
+        hint = "speech will not be intelligible; raise the budget or --audio-share"
+        yield "thin-audio", f"{text}: {hint}"
 
 
 def _cpu_seconds() -> float:

@@ -175,7 +175,7 @@ class TokenBatch:
     @staticmethod
     def build(data: Tensor, at: Tensor, *, pts: Tensor | None = None, cell: Tensor | None = None,
               modality: int = 0, **columns: Tensor) -> TokenBatch:  # fmt: skip
-        """Make a batch of fresh source tokens: columns that are not given take their neutral value."""
+        """Make a batch of fresh source tokens; columns not given take their neutral value."""
         n, device = data.shape[0], data.device
         defaults: dict[str, Tensor] = {
             "pts": torch.stack([at, at], 1) if pts is None else pts,
@@ -277,7 +277,8 @@ class TokenBatch:
         score = place.score if tmap.score is None else tmap.score
         return replace(
             place, data=data, mass=mass, kind=kind, score=score,
-            pts=_hull(self.pts, place.pts, src, dst), frame=_hull(self.frame, place.frame, src, dst),
+            pts=_hull(self.pts, place.pts, src, dst),
+            frame=_hull(self.frame, place.frame, src, dst),
             extent=_extent(self, place, src, dst), extras=_extras(self, place, tmap),
         )  # fmt: skip
 

@@ -63,9 +63,13 @@ def test_entry_without_a_key_vanishes_but_stays_readable(tmp_path: Path) -> None
 
 
 def test_failed_fill_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), BankWriter("k", tmp_path) as writer:
-        writer.append("audio", b"123")
-        raise RuntimeError
+    def fail() -> None:
+        with BankWriter("k", tmp_path) as writer:
+            writer.append("audio", b"123")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     assert Bank.find("k", tmp_path) is None
 
@@ -163,9 +167,7 @@ def test_sweep_removes_leftovers_of_dead_processes_only(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [alive.name]
 
 
-def test_bank_root_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bank_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path))
     assert bank_root() == tmp_path / "bank"
     monkeypatch.delenv("TOKPIPE_CACHE_DIR")

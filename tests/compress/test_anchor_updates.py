@@ -1,4 +1,4 @@
-"""Anchor frames and updates: what is chosen, in which order it is given up, what stands for what."""
+"""Anchor frames and updates: what is chosen, what goes first, what stands for what."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def choose(
 
 def ids_of(kept: TokenBatch) -> list[int]:
     t, y, x = kept.cell.long().T
-    return (t * C + y * COLS + x).tolist()
+    ids: list[int] = (t * C + y * COLS + x).tolist()
+    return ids
 
 
 def random_scores(frames: int, share: float, seed: int = 0) -> Scores:
@@ -100,7 +101,7 @@ def test_ties_go_to_the_lower_index() -> None:
 def test_under_one_frame_the_middle_frame_is_tiled_exactly(budget: int) -> None:
     kept, _ = choose(random_scores(9, 0.5), budget)
     assert len(kept) == budget
-    assert kept.cell[:, 0].unique().tolist() == [4]
+    assert torch.unique(torch, kept.cell[:, 0]).tolist() == [4]
     assert (kept.kind == KIND_POOLED).all()
     boxes = torch.cat([kept.cell[:, 1:], kept.extent[:, 1:]], 1).tolist()
     assert boxes == [list(tile) for tile in ragged_partition(ROWS, COLS, budget)]
@@ -113,7 +114,7 @@ def test_frames_layout_keeps_whole_frames(budget: int) -> None:
         count = min(9, budget // C)
         assert len(kept) == count * C
         middles = sorted({(2 * i + 1) * 9 // (2 * count) for i in range(count)})
-        assert kept.cell[:, 0].unique().tolist() == middles
+        assert torch.unique(torch, kept.cell[:, 0]).tolist() == middles
     else:
         a, b = regular_shape(ROWS, COLS, budget)
         assert len(kept) == a * b
@@ -123,8 +124,8 @@ def test_frames_layout_keeps_whole_frames(budget: int) -> None:
 def test_grid_layout_is_one_shape_within_the_budget(budget: int) -> None:
     kept, _ = choose(random_scores(9, 0.5), budget, "grid")
     assert 1 <= len(kept) <= budget
-    _, counts = kept.cell[:, 0].unique(return_counts=True)
-    assert len(counts.unique()) == 1
+    _, counts = torch.unique(kept.cell[:, 0], return_counts=True)
+    assert len(torch.unique(torch, counts)) == 1
     if budget >= 9 * C:
         assert len(kept) == 9 * C
 

@@ -62,7 +62,7 @@ def cases(draw: st.DrawFn) -> tuple[Flags, Flags, list[int]]:
     flags = st.lists(st.booleans(), min_size=frames * cells, max_size=frames * cells)
     novel = np.array(draw(flags)).reshape(frames, cells)
     chosen = np.array(draw(flags)).reshape(frames, cells)
-    blocks = []
+    blocks: list[int] = []
     while sum(blocks) < frames:
         blocks.append(draw(st.integers(1, frames - sum(blocks))))
     return novel, chosen, blocks

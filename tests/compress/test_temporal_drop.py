@@ -85,9 +85,7 @@ def kept_times(operator: TemporalDrop, data: Array) -> list[float]:
     return run(operator, data, 1, data.shape[1], [len(data)]).at.tolist()
 
 
-def run(
-    operator: TemporalDrop, data: Array, rows: int, cols: int, blocks: list[int]
-) -> TokenBatch:
+def run(operator: TemporalDrop, data: Array, rows: int, cols: int, blocks: list[int]) -> TokenBatch:
     """Rows that come out of a stream pushed in blocks of frames."""
     state, out, a = operator.start(), [], 0
     carried: TokenBatch | None = None
@@ -114,10 +112,16 @@ def test_border_is_novel_at_exactly_the_level() -> None:
     assert kept_times(TemporalDrop(threshold=1.0, luma=3.01), drift(3.0)) == [0, 2, 4, 6]
 
 
+def test_cell_at_the_border_becomes_the_new_reference() -> None:
+    steps = drift(3.0)
+    steps[2:] = steps[1]
+    assert kept_times(TemporalDrop(threshold=1.0, luma=3.0), steps) == [0, 1]
+
+
 def test_repeats_are_kept_first_with_weight_0_and_share_1() -> None:
     data = np.repeat(random_walk(1, 2), 5, 0)
     operator = TemporalDrop(threshold=1.0)
-    state, tmap = operator.push(operator.start(), None, tokens_of(data, 1, 2))
+    _, tmap = operator.push(operator.start(), None, tokens_of(data, 1, 2))
     assert tmap.anchor.tolist() == [0, 1]
     assert tmap.weight.sum() == 2
     assert (tmap.weight[2:] == 0).all()
@@ -206,9 +210,10 @@ def _grain(number: int, _time: float) -> NDArray[np.uint8]:
 def _camera(number: int, time: float) -> NDArray[np.uint8]:
     """Shot noise that grows with the light, blurred by demosaicking, under flickering lamps."""
     raw = np.random.default_rng(number).normal(size=scene().shape)
-    raw = sum(np.roll(raw, s, (0, 1)) for s in ((0, 0), (1, 0), (0, 1), (1, 1))) / 2
+    raw = np.sum([np.roll(raw, s, (0, 1)) for s in ((0, 0), (1, 0), (0, 1), (1, 1))], 0) / 2
     light = scene() * (1 + 0.006 * np.sin(2 * np.pi * 7.3 * time))
-    return (light + raw * np.sqrt(9 + 0.35 * scene())).clip(0, 255).round().astype(np.uint8)
+    made = light + raw * np.sqrt(9 + 0.35 * scene())
+    return np.asarray(made.clip(0, 255).round(), dtype=np.uint8)
 
 
 def descriptors(path: Path) -> tuple[Array, NDArray[np.float64], tuple[int, int]]:

@@ -105,7 +105,9 @@ SAMPLES = ("lecture.mp4", "action.mp4", "screen.mp4", "late_audio.mp4")
 
 
 @pytest.fixture(scope="session")
-def entries(tmp_path_factory: pytest.TempPathFactory, samples: Path) -> Iterator[Mapping[str, Entry]]:
+def entries(
+    tmp_path_factory: pytest.TempPathFactory, samples: Path
+) -> Iterator[Mapping[str, Entry]]:
     """Every entry by name; they are made once a session."""
     folder = tmp_path_factory.mktemp("decide")
     recipe = load_recipe("auto")

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 import torch
 
 from tokpipe.budget import Budget, Supply
+from tokpipe.cache.bank import Bank
 from tokpipe.decide import AudioSide, Demand, Kept, decide
 from tokpipe.decide._video import VideoSide
 from tokpipe.errors import BudgetError
+from tokpipe.ingest import Chain
 from tokpipe.spec import KIND_POOLED, Layout
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-Entry = Any
+class Entry(Protocol):
+    """A bank entry of small media; see conftest."""
+
+    bank: Bank
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    def chains(self, recipe: str) -> dict[str, Chain]: ...
+    def candidates(self, recipe: str) -> tuple[int, int]: ...
+
+
 Entries = Mapping[str, Entry]
+
 FILES = (
     "lecture.mp4", "action.mp4", "screen.mp4", "late_audio.mp4", "long.mp4", "short.mp4",
     "video_only.mp4", "silent_track.mp4", "black.mp4", "one_frame.mp4", "audio_only.mp4",
@@ -33,7 +44,9 @@ SHORT = FILES[1:]
 
 def run(entry: Entry, budget: str | int | None, layout: Layout = "ragged", recipe: str = "auto",
         **options: Any) -> list[Kept]:  # fmt: skip
-    demand = Demand(budget=None if budget is None else Budget.parse(budget), layout=layout, **options)
+    demand = Demand(
+        budget=None if budget is None else Budget.parse(budget), layout=layout, **options
+    )
     return list(decide(entry.bank, entry.chains(recipe), demand))
 
 
@@ -57,7 +70,7 @@ def check_rows(entry: Entry, kept: Sequence[Kept]) -> None:
         assert float(tokens.mass.min()) > 0
         t, y, x = tokens.cell.T.long()
         place = t if part.stream == "audio" else (t * rows + y) * cols + x
-        assert len(place.unique()) == n
+        assert len(torch.unique(place)) == n
         if part.stream == "audio":
             assert torch.allclose(tokens.at, t.double() / 25)
             assert int(t.max()) < entry.bank.meta["cells"]
@@ -104,17 +117,17 @@ def check_shape(entry: Entry, part: Kept, layout: Layout) -> None:
     tokens = part.tokens
     if not len(tokens):
         return
-    times = tokens.cell[:, 0].unique()
+    times = torch.unique(tokens.cell[:, 0])
     per = len(tokens) // len(times)
     assert per * len(times) == len(tokens)
-    high = len(tokens.cell[tokens.cell[:, 0] == times[0], 1].unique())
+    high = len(torch.unique(tokens.cell[tokens.cell[:, 0] == times[0], 1]))
     wide = per // high
     assert high * wide == per
     for t in times:
         mine = tokens.take(tokens.cell[:, 0] == t)
         assert len(mine) == per
-        assert len(mine.cell[:, 1].unique()) == high
-        assert len(mine.cell[:, 2].unique()) == wide
+        assert len(torch.unique(mine.cell[:, 1])) == high
+        assert len(torch.unique(mine.cell[:, 2])) == wide
         area = (mine.extent[:, 1] * mine.extent[:, 2])[mine.kind == KIND_POOLED].sum()
         assert per == rows * cols or int(area) == rows * cols
     if layout == "frames" and len(times) > 1:
@@ -152,7 +165,7 @@ def test_per_frame_bounds_every_frame(entries: Entries, name: str, each: int) ->
     kept = run(entry, f"{each}/frame")
     for part in kept:
         if part.stream == "video":
-            _, counts = part.tokens.cell[:, 0].unique(return_counts=True)
+            _, counts = torch.unique(part.tokens.cell[:, 0], return_counts=True)
             assert int(counts.max()) <= each
     assert count(kept) == min(each * frames, frames * min(each, rows * cols) + sound)
     check_rows(entry, kept)
@@ -234,6 +247,10 @@ def test_everything_kept_drops_nothing(entries: Entries) -> None:
     for entry in (entries["short.mp4"], entries["action.mp4"]):
         for part in run(entry, 100_000):
             assert float(part.tokens.mass.double().sum()) == part.source == len(part.tokens)
+            if part.stream == "video":
+                assert float(part.tokens.pts.max()) == entry.bank.meta["video_end"]
+                times = torch.unique(part.tokens.at)
+                assert torch.unique(part.tokens.pts[:, 1])[:-1].tolist() == times[1:].tolist()
 
 
 def test_all_novel_cells_stand_for_the_whole_video(entries: Entries) -> None:

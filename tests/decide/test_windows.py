@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -13,11 +13,23 @@ import pytest
 from tokpipe.budget import Budget
 from tokpipe.cache.bank import FRAME, Bank, BankWriter
 from tokpipe.decide import Demand, Kept, decide
-from tokpipe.ingest import build_chain
+from tokpipe.ingest import Chain, build_chain
 from tokpipe.recipe import load_recipe
 
-Entry = Any
+
+class Entry(Protocol):
+    """A bank entry of small media; see conftest."""
+
+    bank: Bank
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    def chains(self, recipe: str) -> dict[str, Chain]: ...
+    def candidates(self, recipe: str) -> tuple[int, int]: ...
+
+
 Entries = Mapping[str, Entry]
+
 STARTS = (0, 60, 120, 180)
 
 

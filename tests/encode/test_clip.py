@@ -34,7 +34,7 @@ def decoded(data: bytes) -> Wave:
     """Every sample, as a player that knows nothing of us gets them at 16 kHz."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     parts = []
-    with av.open(io.BytesIO(data)) as box:
+    with av.open(io.BytesIO(data), "r") as box:
         for frame in box.decode(audio=0):
             parts += [f.to_ndarray()[0] for f in resampler.resample(frame)]
         parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
@@ -69,6 +69,9 @@ def test_clip_joins_runs_whose_context_meets() -> None:
     _, near, samples = build(wave, [10, 15], "flac")
     assert near[1] - near[0] == 5 * CELL
     assert samples == 6 * CELL + 2 * CONTEXT
+    _, near, samples = build(wave, [10, 14], "flac")
+    assert near[1] - near[0] == 4 * CELL
+    assert samples == 5 * CELL + 2 * CONTEXT
     _, far, samples = build(wave, [10, 16], "flac")
     assert far[1] - far[0] == CELL + 2 * CONTEXT
     assert samples == 2 * (CELL + 2 * CONTEXT)

@@ -31,7 +31,8 @@ def smooth(count: int, seed: int = 0) -> Picture:
     waves = draw.uniform(-2, 2, (count, 2, 1, 1))
     base = 128 + 60 * np.sin(2 * math.pi * (waves[:, 0] * y + waves[:, 1] * x))
     cells = base[..., None] + draw.uniform(-40, 40, (count, 1, 1, 3))
-    return (cells + draw.normal(0, 2, cells.shape)).clip(0, 255).round().astype(np.uint8)
+    noisy = cells + draw.normal(0, 2, cells.shape)
+    return np.asarray(noisy.clip(0, 255).round(), dtype=np.uint8)
 
 
 def coefficient(plane: NDArray[np.float64], v: int, u: int) -> float:

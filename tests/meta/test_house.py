@@ -18,9 +18,7 @@ from tokpipe import registry
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "tokpipe").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
-EVERYTHING = sorted(
-    [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "samples").rglob("*.py")]
-)
+EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "samples").rglob("*.py")])
 BANNED = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "stuff"}
 OPERATORS = [n for n, e in registry.entries().items() if e.kind != "preset" and not e.plugin]
 

@@ -98,7 +98,7 @@ class BankWriter:
     def picture(
         self, rgb: NDArray[np.uint8], pts: float, duration: float, index: int, cut: float
     ) -> None:
-        """Append one sampled picture uint8 [H, W, 3]; ``cut``: how much it differs from the last."""
+        """Append a sampled picture uint8 [H, W, 3]; ``cut``: how much it differs from the last."""
         from PIL import Image
 
         stream = io.BytesIO()
