@@ -24,7 +24,7 @@ def main() -> None:
     lecture = HERE / "media/lecture.mp4"
     with tempfile.TemporaryDirectory() as folder:
         cache_file = Path(folder) / "lecture.tokpipe.safetensors"
-        record = tokpipe.compress(lecture, cache_file, budget=2048)
+        record = tokpipe.compress_file(lecture, cache_file, budget=2048)
         with tokpipe.open_cache(cache_file) as cache:
             frames = list(cache.frames())
     pick = [frames[i * (len(frames) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)]

@@ -17,7 +17,7 @@ import tokpipe
 from tokpipe.assemble import segment_starts
 from tokpipe.cache.bank import FRAME
 from tokpipe.encode.pixels import describe
-from tokpipe.run import Options, compress
+from tokpipe.run import Options, compress_file
 
 FRESH = Options(keep_bank=False, force=True)
 
@@ -32,7 +32,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Any:
         path = folder / f"{name}-{budget.replace('/', '_')}-{layout}"
         if not path.exists():
             options = Options(keep_bank=False, layout=layout)
-            compress(samples / name, path, budget=budget, options=options)
+            compress_file(samples / name, path, budget=budget, options=options)
         return path
 
     return make
@@ -151,7 +151,7 @@ def test_metadata_names_no_folder_and_no_date(caches: Any, tmp_path: Path) -> No
     moved = tmp_path / "elsewhere" / "action.mp4"
     moved.parent.mkdir()
     moved.write_bytes((samples / "action.mp4").read_bytes())
-    compress(moved, tmp_path / "out", budget=3000, options=FRESH)
+    compress_file(moved, tmp_path / "out", budget=3000, options=FRESH)
     assert (tmp_path / "out").read_bytes() == path.read_bytes()
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tokpipe.budget import Budget
 from tokpipe.errors import BudgetError, UnsupportedMedia
-from tokpipe.plan import Plan, plan
-from tokpipe.run import Options, RunRecord, compress, prepare
+from tokpipe.plan import Plan, plan_file
+from tokpipe.run import Options, RunRecord, compress_file, prepare
 from tokpipe.testing.odd_media import odd_file
 
 BUDGETS = ("1", "7", "64", "2048", "100000", "10%", "8/frame", "40/s", "video=100,audio=28")
@@ -21,8 +21,8 @@ CLIPS = ("late_audio.mp4", "edit_list.mp4", "vfr.mp4")
 def both(path: Path, folder: Path, recipe: str = "auto", **options: Any) -> tuple[Plan, RunRecord]:
     """Plan from packets alone, then run."""
     made = Options(**options)
-    planned = plan(path, prepare(recipe, replace(made, keep_bank=False)))
-    record = compress(path, folder / "out.tokpipe.safetensors", recipe=recipe, options=made)
+    planned = plan_file(path, prepare(recipe, replace(made, keep_bank=False)))
+    record = compress_file(path, folder / "out.tokpipe.safetensors", recipe=recipe, options=made)
     return planned, record
 
 
@@ -90,14 +90,14 @@ def test_plan_of_a_threshold_is_a_bound(samples: Path, tmp_path: Path) -> None:
 
 def test_plan_finds_the_bank(samples: Path, tmp_path: Path) -> None:
     path = samples / "screen.mp4"
-    compress(path, tmp_path / "a.tokpipe.safetensors", budget=64)
-    planned = plan(path, prepare("auto", Options(budget=Budget.parse(64))))
+    compress_file(path, tmp_path / "a.tokpipe.safetensors", budget=64)
+    planned = plan_file(path, prepare("auto", Options(budget=Budget.parse(64))))
     assert planned.reused == ["decode", "encode"]
     assert planned.candidates_exact["audio"]
 
 
 def test_plan_says_what_a_budget_cannot_carry(samples: Path) -> None:
-    planned = plan(samples / "lecture.mp4", prepare("auto", Options(budget=Budget.parse(64))))
+    planned = plan_file(samples / "lecture.mp4", prepare("auto", Options(budget=Budget.parse(64))))
     codes = {text.partition(":")[0] for text in planned.warnings}
     assert {"thin-video", "thin-audio"} <= codes
 
@@ -106,12 +106,14 @@ def test_plan_estimates_bytes_and_memory(samples: Path, tmp_path: Path) -> None:
     planned, record = both(samples / "action.mp4", tmp_path, budget=Budget.parse(1024))
     assert 0.4 * record.bytes < planned.bytes < 2.5 * record.bytes
     assert planned.peak_memory_mb > 100
-    larger = plan(samples / "action.mp4", prepare("auto", Options(budget=Budget.parse(100_000))))
+    larger = plan_file(
+        samples / "action.mp4", prepare("auto", Options(budget=Budget.parse(100_000)))
+    )
     assert larger.bytes > planned.bytes
 
 
 def test_plan_shows_every_step(samples: Path) -> None:
-    planned = plan(samples / "action.mp4", prepare("auto", Options(keep_bank=False)))
+    planned = plan_file(samples / "action.mp4", prepare("auto", Options(keep_bank=False)))
     uses = [step.use for step in planned.steps]
     assert uses == [
         "fps",
@@ -127,16 +129,16 @@ def test_plan_shows_every_step(samples: Path) -> None:
 
 def test_plan_pool_follows_the_recipe(samples: Path) -> None:
     job = prepare("fps | pixels | max-min:scope=video", Options(budget=Budget.parse(10), pool=500))
-    assert plan(samples / "action.mp4", job).pool == 500
-    assert plan(samples / "action.mp4", prepare("auto")).pool is None
+    assert plan_file(samples / "action.mp4", job).pool == 500
+    assert plan_file(samples / "action.mp4", prepare("auto")).pool is None
 
 
 def test_plan_refuses_what_the_run_refuses(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("no media")
     with pytest.raises(UnsupportedMedia):
-        plan(path, prepare("auto"))
+        plan_file(path, prepare("auto"))
     sound = odd_file("cover_art.m4a")
     sound.make(tmp_path / sound.name)
     with pytest.raises(BudgetError, match="needs video"):
-        plan(tmp_path / sound.name, prepare("auto", Options(budget=Budget.parse("8/frame"))))
+        plan_file(tmp_path / sound.name, prepare("auto", Options(budget=Budget.parse("8/frame"))))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 import tokpipe
 from tokpipe.errors import OutputExists, RecipeError, TokpipeError
-from tokpipe.run import Job, Options, RunRecord, compress, output_path, prepare
+from tokpipe.run import Job, Options, RunRecord, compress_file, output_path, prepare
 
 Pixels = NDArray[np.uint8]
 FRESH = Options(keep_bank=False, force=True)
 
 
 def run(source: Path, target: Path, budget: str | int = 300, **options: Any) -> RunRecord:
-    return compress(source, target, budget=budget, options=replace(FRESH, **options))
+    return compress_file(source, target, budget=budget, options=replace(FRESH, **options))
 
 
 def check_whole(path: Path) -> None:
@@ -61,8 +61,8 @@ def test_record_has_the_fields_of_the_item_event(samples: Path, tmp_path: Path) 
 
 def test_budget_of_a_request_wins_over_the_recipe(samples: Path, tmp_path: Path) -> None:
     recipe = "video: fps | pixels; audio: mel; budget=40"
-    own = compress(samples / "action.mp4", tmp_path / "a", recipe=recipe, options=FRESH)
-    other = compress(
+    own = compress_file(samples / "action.mp4", tmp_path / "a", recipe=recipe, options=FRESH)
+    other = compress_file(
         samples / "action.mp4", tmp_path / "b", recipe=recipe, budget=50, options=FRESH
     )
     assert (own.tokens["total"], other.tokens["total"]) == (40, 50)
@@ -70,7 +70,9 @@ def test_budget_of_a_request_wins_over_the_recipe(samples: Path, tmp_path: Path)
 
 
 def test_default_budget_is_2048(samples: Path, tmp_path: Path) -> None:
-    assert compress(samples / "action.mp4", tmp_path / "a", options=FRESH).tokens["total"] == 2048
+    assert (
+        compress_file(samples / "action.mp4", tmp_path / "a", options=FRESH).tokens["total"] == 2048
+    )
 
 
 def test_output_path_rules(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_prepare_refuses_before_anything_is_opened() -> None:
 def test_one_job_serves_many_files(samples: Path, tmp_path: Path) -> None:
     job: Job = prepare("auto", replace(FRESH, budget=tokpipe.Budget.parse(64)))
     for name in ("action.mp4", "screen.mp4"):
-        assert compress(samples / name, tmp_path / name, job=job).tokens["total"] == 64
+        assert compress_file(samples / name, tmp_path / name, job=job).tokens["total"] == 64
 
 
 # Skipping, refusing, replacing.
@@ -100,9 +102,9 @@ def test_one_job_serves_many_files(samples: Path, tmp_path: Path) -> None:
 def test_identical_rerun_is_skipped(samples: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     options = Options(keep_bank=False)
-    first = compress(samples / "action.mp4", target, budget=100, options=options)
+    first = compress_file(samples / "action.mp4", target, budget=100, options=options)
     before = target.read_bytes(), target.stat().st_mtime_ns
-    again = compress(samples / "action.mp4", target, budget=100, options=options)
+    again = compress_file(samples / "action.mp4", target, budget=100, options=options)
     assert first.status != "skipped" == again.status
     assert (target.read_bytes(), target.stat().st_mtime_ns) == before
     assert again.tokens["total"] == 100
@@ -112,7 +114,7 @@ def test_identical_rerun_is_skipped(samples: Path, tmp_path: Path) -> None:
 def test_a_default_spelled_out_is_the_same_recipe(samples: Path, tmp_path: Path) -> None:
     options = Options(keep_bank=False)
     for recipe in ("fps | pixels", "fps:fps=2.0 | pixels:cells=16"):
-        record = compress(
+        record = compress_file(
             samples / "screen.mp4", tmp_path / "out", recipe=recipe, budget=10, options=options
         )
     assert record.status == "skipped"
@@ -124,7 +126,7 @@ def test_a_different_output_is_never_replaced_unasked(
 ) -> None:
     target, source = tmp_path / "out", samples / "action.mp4"
     plain = Options(keep_bank=False)
-    compress(source, target, budget=100, options=plain)
+    compress_file(source, target, budget=100, options=plain)
     before = target.read_bytes()
     arguments: dict[str, Any] = {"budget": 100, "options": plain}
     if change == "budget":
@@ -138,11 +140,11 @@ def test_a_different_output_is_never_replaced_unasked(
     else:
         arguments["options"] = replace(plain, audio_share=0.5)
     with pytest.raises(OutputExists) as caught:
-        compress(source, target, **arguments)
+        compress_file(source, target, **arguments)
     assert "--force" in str(caught.value.hint)
     assert target.read_bytes() == before
     arguments["options"] = replace(arguments["options"], force=True)
-    assert compress(source, target, **arguments).status != "skipped"
+    assert compress_file(source, target, **arguments).status != "skipped"
     assert target.read_bytes() != before
 
 
@@ -150,7 +152,7 @@ def test_a_foreign_file_is_never_replaced_unasked(samples: Path, tmp_path: Path)
     target = tmp_path / "notes.txt"
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(OutputExists):
-        compress(samples / "screen.mp4", target, budget=10)
+        compress_file(samples / "screen.mp4", target, budget=10)
     assert target.read_text(encoding="utf-8") == "mine"
 
 
@@ -166,7 +168,7 @@ def test_bank_reuse_gives_the_same_bytes(
     for name, budget, options in (
         ("first", 77, kept), ("fresh", 300, FRESH), ("reused", 300, kept), ("again", 300, kept),
     ):  # fmt: skip
-        made.append(compress(source, tmp_path / name, budget=budget, options=options))
+        made.append(compress_file(source, tmp_path / name, budget=budget, options=options))
     assert [bool(r.reused) for r in made] == [False, False, True, True]
     assert made[2].frames["decoded"] == 0
     fresh, reused, again = ((tmp_path / n).read_bytes() for n in ("fresh", "reused", "again"))

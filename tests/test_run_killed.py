@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 _SERVER = """
 import os, sys
 import tokpipe.ingest, tokpipe.assemble, tokpipe.decide
-from tokpipe.run import Options, compress
+from tokpipe.run import Options, compress_file
 import tokpipe.decode.pyav
 print("ready", flush=True)
 for line in sys.stdin:
@@ -30,7 +30,7 @@ for line in sys.stdin:
     worker = os.fork()
     if worker == 0:
         try:
-            compress(source, target, budget=600, options=Options(prefetch=2))
+            compress_file(source, target, budget=600, options=Options(prefetch=2))
         except BaseException as error:
             print(type(error).__name__, error, file=sys.stderr, flush=True)
             os._exit(1)

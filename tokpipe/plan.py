@@ -87,7 +87,7 @@ class Plan:
         return asdict(self)
 
 
-def plan(path: str | Path, job: Job) -> Plan:
+def plan_file(path: str | Path, job: Job) -> Plan:
     """Plan one input; reads packet headers and one picture, decodes nothing else.
 
     Args:

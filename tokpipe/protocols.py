@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    from tokpipe.spec import MediaInfo, Scope, TokenSpec
+    from tokpipe.budget import Supply
+    from tokpipe.spec import Layout, MediaInfo, Scope, TokenSpec
     from tokpipe.tensors import AudioChunk, FrameBatch, GridMap, Query, TokenBatch, TokenMap
 
 
@@ -119,6 +121,48 @@ class StreamReducer(Protocol):
 
     def finish(self, state: Any, carried: TokenBatch) -> TokenMap:
         """Last map over the carried tokens."""
+        ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """A stream reducer that meets its budget exactly, in two passes over the same blocks.
+
+    The engine calls ``begin``, ``observe`` for every block, ``supply`` to split the budget between
+    streams, ``settle``; then, as for any stream reducer, ``push`` for every block and ``finish``;
+    last ``conclude`` and ``order`` on the kept rows. Memory is O(budget + block).
+    """
+
+    def begin(self, limit: int, rows: int, cols: int) -> Any:
+        """Fresh state for frames of ``rows`` x ``cols`` cells and a budget of at most ``limit``."""
+        ...
+
+    def observe(self, state: Any, tokens: TokenBatch) -> None:
+        """First pass over a block of scored tokens."""
+        ...
+
+    def supply(self, state: Any) -> Supply:
+        """What the stream offers."""
+        ...
+
+    def settle(self, state: Any, budget: int, layout: Layout, per_frame: int | None) -> None:
+        """Fix the choice: at most ``budget`` rows, at most ``per_frame`` of each frame."""
+        ...
+
+    def push(self, state: Any, carried: TokenBatch | None, new: TokenBatch) -> tuple[Any, TokenMap]:
+        """Second pass: state and a map over [carried; new]."""
+        ...
+
+    def finish(self, state: Any, carried: TokenBatch) -> TokenMap:
+        """Last map over the carried tokens."""
+        ...
+
+    def conclude(self, state: Any, kept: TokenBatch) -> TokenMap | None:
+        """Map of the kept rows to a smaller grid, None where they stay as they are."""
+        ...
+
+    def order(self, state: Any, kept: TokenBatch) -> Tensor:
+        """Rank int64 [K] of the kept rows: high ones are given up first."""
         ...
 
 

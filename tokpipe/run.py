@@ -169,7 +169,7 @@ def output_path(source: Path, output: str | Path | None = None) -> Path:
     return target / name if target.is_dir() else target
 
 
-def compress(
+def compress_file(
     source: str | Path,
     output: str | Path | None = None,
     *,

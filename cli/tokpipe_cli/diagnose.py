@@ -191,7 +191,7 @@ def _self_test() -> Iterator[Finding]:
     """Make a clip of one second, compress it, check the cache."""
     from tokpipe.budget import Budget
     from tokpipe.cache.verify import verify
-    from tokpipe.run import Options, compress
+    from tokpipe.run import Options, compress_file
     from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 
     with tempfile.TemporaryDirectory(prefix="tokpipe-doctor-") as folder:
@@ -199,7 +199,7 @@ def _self_test() -> Iterator[Finding]:
         video = VideoTrack(fps=Fraction(10), frames=10, codec=_writer("libx264", "mpeg4"))
         audio = AudioTrack(duration=Fraction(1), bursts=(0.25,), codec=_writer("aac", "flac"))
         write_media(clip, video, audio)
-        record = compress(clip, options=Options(budget=Budget.parse(64), keep_bank=False))
+        record = compress_file(clip, options=Options(budget=Budget.parse(64), keep_bank=False))
         report = verify(record.output, deep=True)
     if report.ok and record.tokens["total"] == 64:
         yield Finding(

@@ -76,11 +76,11 @@ def work(
     index: int, task: Task, job: Job, report: Callable[[str, float, float | None], None] | None
 ) -> Outcome:
     """Compress one input; whatever goes wrong with it stays with it."""
-    from tokpipe.run import compress
+    from tokpipe.run import compress_file
 
     began = time.perf_counter()
     try:
-        record = compress(task.source, task.target, job=job, progress=report)
+        record = compress_file(task.source, task.target, job=job, progress=report)
         return Outcome(index, record.to_dict())
     except TokpipeError as error:
         problem, trace = error, traceback.format_exc()

@@ -44,12 +44,12 @@ _COMPRESS = (
 import torch
 after_torch = rss()
 from pathlib import Path
-from tokpipe.run import Options, compress
+from tokpipe.run import Options, compress_file
 import av, PIL.Image, tokpipe.encode.pixels, tokpipe.encode.mel
 torch.set_num_threads(1)
 imports, wall = usage() - began, time.perf_counter()
 before = usage()
-record = compress(sys.argv[1], sys.argv[2], budget="2048",
+record = compress_file(sys.argv[1], sys.argv[2], budget="2048",
                   options=Options(force=True, keep_bank=sys.argv[3] == "bank"))
 print(json.dumps({"cpu": usage() - before, "wall": time.perf_counter() - wall, "imports": imports,
                   "peak_mb": rss(), "after_torch_mb": after_torch, "seconds": record.seconds,
@@ -104,7 +104,7 @@ def copy_packets(source: str, target: Path, seconds: float) -> None:
     with av.open(source) as first, av.open(str(target), "w") as out:
         wanted = [first.streams.video[0], *first.streams.audio[:1]]
         made = {s.index: out.add_stream_from_template(s) for s in wanted}
-        length = first.duration / 1_000_000
+        length = (first.duration or 0) / 1_000_000
         offset = 0.0
         while offset < seconds:
             with av.open(source) as box:

@@ -101,7 +101,7 @@ def test_ties_go_to_the_lower_index() -> None:
 def test_under_one_frame_the_middle_frame_is_tiled_exactly(budget: int) -> None:
     kept, _ = choose(random_scores(9, 0.5), budget)
     assert len(kept) == budget
-    assert torch.unique(torch, kept.cell[:, 0]).tolist() == [4]
+    assert torch.unique(kept.cell[:, 0]).tolist() == [4]
     assert (kept.kind == KIND_POOLED).all()
     boxes = torch.cat([kept.cell[:, 1:], kept.extent[:, 1:]], 1).tolist()
     assert boxes == [list(tile) for tile in ragged_partition(ROWS, COLS, budget)]
@@ -114,7 +114,7 @@ def test_frames_layout_keeps_whole_frames(budget: int) -> None:
         count = min(9, budget // C)
         assert len(kept) == count * C
         middles = sorted({(2 * i + 1) * 9 // (2 * count) for i in range(count)})
-        assert torch.unique(torch, kept.cell[:, 0]).tolist() == middles
+        assert torch.unique(kept.cell[:, 0]).tolist() == middles
     else:
         a, b = regular_shape(ROWS, COLS, budget)
         assert len(kept) == a * b
@@ -125,7 +125,7 @@ def test_grid_layout_is_one_shape_within_the_budget(budget: int) -> None:
     kept, _ = choose(random_scores(9, 0.5), budget, "grid")
     assert 1 <= len(kept) <= budget
     _, counts = torch.unique(kept.cell[:, 0], return_counts=True)
-    assert len(torch.unique(torch, counts)) == 1
+    assert len(torch.unique(counts)) == 1
     if budget >= 9 * C:
         assert len(kept) == 9 * C
 

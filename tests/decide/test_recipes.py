@@ -220,6 +220,15 @@ def test_top_k_without_a_score_is_a_named_error(entries: Entries, recipe: str) -
         run(entries["short.mp4"], recipe, "20")
 
 
+@pytest.mark.parametrize("budget", ["3", "16", "17", "40", "95"])
+def test_grid_of_a_frame_rule_is_one_shape_for_all_frames(entries: Entries, budget: str) -> None:
+    (kept,) = run(entries["video_only.mp4"], "fps | pixels | grid-pool", budget, "grid")
+    times, counts = torch.unique(kept.tokens.cell[:, 0], return_counts=True)
+    assert len(torch.unique(counts)) == 1
+    assert len(times) == min(24, int(budget))
+    assert len(kept.tokens) <= int(budget)
+
+
 def test_layout_that_a_recipe_cannot_give_is_named(entries: Entries) -> None:
     with pytest.raises(RecipeError, match="frames") as caught:
         run(entries["short.mp4"], "fps | pixels | dpc-knn", "100", "frames")

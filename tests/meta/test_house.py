@@ -169,13 +169,13 @@ class Halve:
 _USE = """
 from pathlib import Path
 from tokpipe import registry
-from tokpipe.run import Options, compress
+from tokpipe.run import Options, compress_file
 import sys
 entry = registry.entries()["every-other"]
 assert (entry.kind, entry.mechanism, entry.summary) == ("reducer", "attention",
                                                         "Keep every other token")
 assert Path(registry.__file__).is_relative_to(sys.argv[1])
-record = compress(sys.argv[2], sys.argv[3], recipe="fps | pixels | every-other", budget=9,
+record = compress_file(sys.argv[2], sys.argv[3], recipe="fps | pixels | every-other", budget=9,
                   options=Options(keep_bank=False))
 assert record.tokens["video"] == 9
 print("found")

@@ -99,6 +99,18 @@ class MediaSource:
                 hint="leave --strict out to go on past damage",
             )
 
+    def _promised(self) -> float | None:
+        """Seconds the header promises of the streams that are read."""
+        info = self.info
+        if not info.other_streams:
+            return info.duration
+        # The container may owe its length to a stream that is left out.
+        chosen = [stream for stream in (info.video, info.audio) if stream is not None]
+        ends = [
+            (s.start or 0.0) - info.zero + s.duration for s in chosen if s.duration is not None
+        ]  # fmt: skip
+        return min(info.duration, max(ends)) if info.duration is not None and ends else None
+
     def _conclude(self, timeline: Timeline) -> None:
         report = self.report
         if timeline.resets:
@@ -106,7 +118,7 @@ class MediaSource:
             report.note("timestamp-reset", text)
         if report.damaged:
             report.note("damaged", f"{report.damaged} damaged packets or pictures were skipped")
-        end, promised = max(report.video_end, report.audio_end), self.info.duration
+        end, promised = max(report.video_end, report.audio_end), self._promised()
         if promised is not None and end < promised - max(_SHORT, 0.02 * promised):
             text = f"holds {end:.3f} s of the {promised:.3f} s its header promises"
             report.note("truncated", text)

@@ -65,7 +65,7 @@ def plan(
 def run_plan(manifest: Manifest, job: Job, screen: Screen) -> int:
     """Plan every input and show it; returns the exit code."""
     from tokpipe.errors import TokpipeError
-    from tokpipe.plan import plan as plan_one
+    from tokpipe.plan import plan_file
 
     if not manifest.entries and not manifest.problems:
         raise UsageProblem(
@@ -79,7 +79,7 @@ def run_plan(manifest: Manifest, job: Job, screen: Screen) -> int:
     ]
     for entry in manifest.entries:
         try:
-            made = plan_one(entry.source, job)
+            made = plan_file(entry.source, job)
         except TokpipeError as error:
             failures.append((str(entry.source), error))
             continue
