@@ -22,7 +22,7 @@ from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 
 
 def chains_of(recipe: str = "auto") -> dict[str, Chain]:
-    return {name: build_chain(c) for name, c in load_recipe(recipe).chains.items()}
+    return {name: build_chain(name, c) for name, c in load_recipe(recipe).chains.items()}
 
 
 def fill(path: Path, recipe: str = "auto", **options: Any) -> Ingested:

@@ -21,7 +21,7 @@ CLIPS = ("late_audio.mp4", "edit_list.mp4", "vfr.mp4")
 def both(path: Path, folder: Path, recipe: str = "auto", **options: Any) -> tuple[Plan, RunRecord]:
     """Plan from packets alone, then run."""
     made = Options(**options)
-    planned = plan_file(path, prepare(recipe, replace(made, keep_bank=False)))
+    planned = plan_file(path, job=prepare(recipe, replace(made, keep_bank=False)))
     record = compress_file(path, folder / "out.tokpipe.safetensors", recipe=recipe, options=made)
     return planned, record
 
@@ -91,13 +91,15 @@ def test_plan_of_a_threshold_is_a_bound(samples: Path, tmp_path: Path) -> None:
 def test_plan_finds_the_bank(samples: Path, tmp_path: Path) -> None:
     path = samples / "screen.mp4"
     compress_file(path, tmp_path / "a.tokpipe.safetensors", budget=64)
-    planned = plan_file(path, prepare("auto", Options(budget=Budget.parse(64))))
+    planned = plan_file(path, job=prepare("auto", Options(budget=Budget.parse(64))))
     assert planned.reused == ["decode", "encode"]
     assert planned.candidates_exact["audio"]
 
 
 def test_plan_says_what_a_budget_cannot_carry(samples: Path) -> None:
-    planned = plan_file(samples / "lecture.mp4", prepare("auto", Options(budget=Budget.parse(64))))
+    planned = plan_file(
+        samples / "lecture.mp4", job=prepare("auto", Options(budget=Budget.parse(64)))
+    )
     codes = {text.partition(":")[0] for text in planned.warnings}
     assert {"thin-video", "thin-audio"} <= codes
 
@@ -107,13 +109,13 @@ def test_plan_estimates_bytes_and_memory(samples: Path, tmp_path: Path) -> None:
     assert 0.4 * record.bytes < planned.bytes < 2.5 * record.bytes
     assert planned.peak_memory_mb > 100
     larger = plan_file(
-        samples / "action.mp4", prepare("auto", Options(budget=Budget.parse(100_000)))
+        samples / "action.mp4", job=prepare("auto", Options(budget=Budget.parse(100_000)))
     )
     assert larger.bytes > planned.bytes
 
 
 def test_plan_shows_every_step(samples: Path) -> None:
-    planned = plan_file(samples / "action.mp4", prepare("auto", Options(keep_bank=False)))
+    planned = plan_file(samples / "action.mp4", job=prepare("auto", Options(keep_bank=False)))
     uses = [step.use for step in planned.steps]
     assert uses == [
         "fps",
@@ -129,16 +131,18 @@ def test_plan_shows_every_step(samples: Path) -> None:
 
 def test_plan_pool_follows_the_recipe(samples: Path) -> None:
     job = prepare("fps | pixels | max-min:scope=video", Options(budget=Budget.parse(10), pool=500))
-    assert plan_file(samples / "action.mp4", job).pool == 500
-    assert plan_file(samples / "action.mp4", prepare("auto")).pool is None
+    assert plan_file(samples / "action.mp4", job=job).pool == 500
+    assert plan_file(samples / "action.mp4", job=prepare("auto")).pool is None
 
 
 def test_plan_refuses_what_the_run_refuses(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("no media")
     with pytest.raises(UnsupportedMedia):
-        plan_file(path, prepare("auto"))
+        plan_file(path, job=prepare("auto"))
     sound = odd_file("cover_art.m4a")
     sound.make(tmp_path / sound.name)
     with pytest.raises(BudgetError, match="needs video"):
-        plan_file(tmp_path / sound.name, prepare("auto", Options(budget=Budget.parse("8/frame"))))
+        plan_file(
+            tmp_path / sound.name, job=prepare("auto", Options(budget=Budget.parse("8/frame")))
+        )

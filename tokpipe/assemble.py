@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,7 @@ CELL_SECONDS = 0.04
 
 
 def _fields(operator: Any) -> dict[str, Any]:
-    return {name: getattr(operator, name) for name in operator.__dataclass_fields__}
+    return {f.name: getattr(operator, f.name) for f in fields(operator)}
 
 
 def _notes(info: MediaInfo, bank: Bank) -> Iterator[tuple[str, str]]:

@@ -55,7 +55,9 @@ class TokpipeError(Exception):
 
     def __str__(self) -> str:
         """One line: what, and where when it is known."""
-        return f"{self.message} ({self.where})" if self.where else self.message
+        if not self.where or self.where.rpartition("/")[2] in self.message:
+            return self.message
+        return f"{self.message} ({self.where})"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every field when the error crosses a process border."""

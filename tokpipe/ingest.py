@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokpipe.cache.bank import Bank, BankWriter, bank_root
 from tokpipe.decode import open_media
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
+from tokpipe.errors import RecipeError
 from tokpipe.flow import prefetch
 from tokpipe.grid import CELL, Grid
 from tokpipe.recipe import build
@@ -58,22 +59,47 @@ class Chain:
         out: list[tuple[str, Any]] = []
         for step in self.steps:
             made = build(step)
-            params = {name: getattr(made, name) for name in made.__dataclass_fields__}
+            params = {f.name: getattr(made, f.name) for f in fields(made)}
             described = {"use": step.use, "version": getattr(made, "version", 1), **params}
             out.append((registry.lookup(step.use).kind, described))
         return out
 
 
-def build_chain(steps: tuple[StepSpec, ...]) -> Chain:
-    """Build the operators of one chain. Raises RecipeError at the first wrong parameter."""
+def build_chain(stream: str, steps: tuple[StepSpec, ...]) -> Chain:
+    """Build the operators of one chain, and check that each gets what it needs.
+
+    Raises:
+        RecipeError: A wrong parameter, an operator of the other stream, or a need that nothing
+            before it meets.
+    """
     made = Chain(steps=steps)
+    have: set[str] = set()
     for step in steps:
         operator, kind = build(step), registry.lookup(step.use).kind
+        _check_needs(stream, step.use, operator, have)
+        have |= set(getattr(operator, "gives", ()))
         if kind == "reducer":
             made.reducers.append(operator)
         else:
             setattr(made, kind, operator)
+            have |= {step.use, *getattr(operator, "extras", ())}
     return made
+
+
+def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
+    modalities = getattr(operator, "modalities", (stream,))
+    if stream not in modalities:
+        raise RecipeError(
+            f"`{name}` works on {' and '.join(modalities)}, it cannot be in the {stream} chain",
+            hint=f"see `tokpipe ops show {name}`",
+        )
+    for need in getattr(operator, "needs", ()):
+        if need not in have:
+            giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`"}
+            raise RecipeError(
+                f"`{name}` needs `{need}`, which nothing before it gives",
+                hint=f"put {giver.get(need, 'an encoder that gives it')} before it",
+            )
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
 from tokpipe.ingest import Chain
 from tokpipe.offer import SOUND_CELL, find_offer, keeps_all
-from tokpipe.run import Job
+from tokpipe.recipe import Recipe
+from tokpipe.run import DEFAULT_RECIPE, Job, Options, prepare, with_budget
 from tokpipe.spec import StepSpec
 
 #: Mean bytes of a token in the file, measured over the sample media: pixels and descriptor with
@@ -87,16 +88,24 @@ class Plan:
         return asdict(self)
 
 
-def plan_file(path: str | Path, job: Job) -> Plan:
+def plan_file(
+    path: str | Path,
+    *,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    budget: str | int | Budget | None = None,
+    options: Options | None = None,
+    job: Job | None = None,
+) -> Plan:
     """Plan one input; reads packet headers and one picture, decodes nothing else.
 
     Args:
         path: Video or audio file.
-        job: Recipe and options, from :func:`tokpipe.run.prepare`.
+        recipe, budget, options, job: As for :func:`tokpipe.run.compress_file`.
 
     Raises:
         TokpipeError: The errors a run would meet before decoding.
     """
+    job = job or prepare(recipe, with_budget(options, budget))
     with error_context(str(path)):
         return _Planner(Path(path), job).plan()
 

@@ -30,21 +30,11 @@ from tokpipe.errors import (
 )
 from tokpipe.ingest import Chain, Ingested, Progress, build_chain, ingest
 from tokpipe.recipe import Recipe, load_recipe
-from tokpipe.spec import LAYOUTS, Layout, MediaInfo
+from tokpipe.spec import LAYOUTS, SERIOUS, Layout, MediaInfo
 
 SUFFIX = ".tokpipe.safetensors"
 DEFAULT_BUDGET = "2048"
 DEFAULT_RECIPE = "auto"
-#: Notes that make a run ``warned``: something of the media is lost or doubtful.
-_SERIOUS = {
-    "damaged",
-    "truncated",
-    "timestamp-reset",
-    "audio-gap",
-    "thin-audio",
-    "thin-video",
-    "size-change",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +137,19 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     if not 0 <= options.audio_share <= 1:
         raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
     pick_device(options.device)
-    chains = {stream: build_chain(steps) for stream, steps in made.chains.items()}
+    chains = {stream: build_chain(stream, steps) for stream, steps in made.chains.items()}
     budget = options.budget or made.budget
     if budget is None and not _limits_itself(chains):
         budget = Budget.parse(DEFAULT_BUDGET)
     if budget is not None:
         check_layout(chains, options.layout)
     return Job(made, options, chains, budget, name)
+
+
+def with_budget(options: Options | None, budget: str | int | Budget | None) -> Options:
+    """The options with a budget put in, where one is given."""
+    options = options or Options()
+    return options if budget is None else replace(options, budget=Budget.parse(budget))
 
 
 def _limits_itself(chains: dict[str, Chain]) -> bool:
@@ -195,11 +191,7 @@ def compress_file(
     Raises:
         TokpipeError: Any of its leaves; nothing is left under the final name.
     """
-    if job is None:
-        options = options or Options()
-        if budget is not None:
-            options = replace(options, budget=Budget.parse(budget))
-        job = prepare(recipe, options)
+    job = job or prepare(recipe, with_budget(options, budget))
     path, target = Path(source), output_path(Path(source), output)
     with error_context(str(path)):
         return _Item(path, target, job, progress).run()
@@ -246,7 +238,10 @@ class _Item:
 
     def _is_there(self, info: MediaInfo) -> bool:
         """The output exists and was made from the same source by the same settings."""
-        if self.job.options.force or not self.target.exists():
+        if not self.target.exists():
+            return False
+        if self.job.options.force:
+            _refuse_foreign(self.target)
             return False
         with suppress(CacheError), open_cache(self.target) as cache:
             same = (
@@ -334,11 +329,14 @@ class _Item:
     def _warn(self, info: MediaInfo, found: Ingested, tokens: dict[str, int]) -> None:
         """Collect notes; say aloud what the budget cannot carry and what it left unused."""
         notes = [*notes_of(info, found.bank), *_thin(found, tokens, self.speech)]
+        for name, stream in (("video", info.video), ("audio", info.audio)):
+            if stream is not None and name not in self.job.chains:
+                notes.append((f"{name}-left-out", f"the recipe has no chain for {name}"))
         total, budget = sum(tokens.values()), self.job.budget
         if budget is not None and budget.form == "total":
             self.record.unused = max(0, int(budget.amount) - total)
         self.record.warnings = [f"{code}: {text}" for code, text in notes]
-        if any(code in _SERIOUS for code, _ in notes):
+        if any(code in SERIOUS for code, _ in notes):
             self.record.status = "warned"
 
     def _close(self) -> RunRecord:
@@ -350,6 +348,18 @@ class _Item:
         record.cpu_seconds = round(_cpu_seconds() - self.cpu, 4)
         record.peak_rss_mb = round(peak_memory_mb(), 1)
         return record
+
+
+def _refuse_foreign(target: Path) -> None:
+    """``--force`` replaces caches, also broken ones, and nothing else."""
+    with suppress(OSError), target.open("rb") as stream:
+        head = stream.read(1 << 16)
+        if not head or b"tokpipe.format" in head or target.name.endswith(SUFFIX):
+            return
+    raise OutputExists(
+        f"`{target}` is there already and is no token cache",
+        hint="name another output with -o; --force replaces token caches only",
+    )
 
 
 def _speech(found: Ingested, chains: dict[str, Chain], device: str) -> list[list[float]]:
@@ -373,7 +383,7 @@ def _thin(
     heard = sum(stop - start for start, stop in speech)
     if heard and tokens["audio"] < THIN_AUDIO * heard:
         text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound"
-        hint = "speech will not be intelligible; raise the budget or --audio-share"
+        hint = "words would be lost; raise the budget or --audio-share"
         yield "thin-audio", f"{text}: {hint}"
 
 

@@ -19,6 +19,20 @@ LAYOUTS: tuple[Layout, ...] = ("ragged", "frames", "grid")
 #: How much context ``decide`` must see; the engine gathers it.
 Scope = Literal["frame", "window", "stream", "video"]
 
+#: Codes of notes that mean something of the media is lost or doubtful.
+SERIOUS = frozenset(
+    (
+        "damaged",
+        "truncated",
+        "timestamp-reset",
+        "audio-gap",
+        "audio-overlap",
+        "thin-audio",
+        "thin-video",
+        "size-change",
+    )
+)
+
 #: Codes of the ``kind`` column.
 KIND_KEPT, KIND_MERGED, KIND_POOLED, KIND_NEWLINE, KIND_SEPARATOR = range(5)
 

@@ -65,10 +65,19 @@ class Screen:
             console(stderr=True).print(text, style="dim")
 
 
+_DEBUG_HINT = "run the command with --debug for details"
+#: Hints of errors that come without one, by the first word of their code.
+_GENERAL_HINT = {
+    "cache": "media files go to `tokpipe probe`; for a broken cache see `tokpipe verify --deep`",
+}
+
+
 def show_error(error: TokpipeError) -> None:
     """The two lines of an error on stderr."""
     _labelled("error", "bold red", str(error))
-    _labelled("hint", "cyan", error.hint or "run the command with --debug for details")
+    _labelled(
+        "hint", "cyan", error.hint or _GENERAL_HINT.get(error.code.partition(".")[0], _DEBUG_HINT)
+    )
 
 
 def _labelled(label: str, style: str, text: str) -> None:

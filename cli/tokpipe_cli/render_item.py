@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tokpipe.spec import SERIOUS
 from tokpipe_cli.console import Screen
 from tokpipe_cli.words import clock, joined, plural, rate, size, stamp, took
 
@@ -19,7 +20,10 @@ def show_item(record: dict[str, Any], screen: Screen, *, alone: bool) -> None:
             _one_line(record, screen, media)
     name = "" if alone else f"{Path(record['input']).name}: "
     for text in record["warnings"]:
-        screen.warn(name + text)
+        if text.partition(":")[0] in SERIOUS:
+            screen.warn(name + text)
+        else:
+            screen.detail(name + text)
     if record["unused"]:
         screen.note(name + _unused(record))
     _details(record, screen)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokpipe_cli.boundary import UsageProblem
 
 if TYPE_CHECKING:
+    from tokpipe.batch import Manifest
     from tokpipe.budget import Budget
     from tokpipe.recipe import Recipe
     from tokpipe.run import Job, Options
@@ -74,6 +75,28 @@ def make_request(
             f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac"
         )
     return Request(recipe=made, name=recipe, options=Options(budget=wanted, **options))
+
+
+def check_early(
+    recipe: str, *, budget: str | None, ratio: float | None, threshold: float | None
+) -> None:
+    """Read recipe and budget as far as that needs no heavy import, so that slips show at once."""
+    from tokpipe.recipe import load_recipe
+
+    _one_budget(budget, ratio, threshold)
+    load_recipe(recipe)
+
+
+def check_inputs(manifest: Manifest) -> None:
+    """Raise when there is nothing to work on: no input resolves."""
+    if manifest.entries:
+        return
+    if len(manifest.problems) == 1:
+        error = manifest.problems[0][1]
+        raise UsageProblem(error.message, hint=error.hint, code=error.code)
+    if not manifest.problems:
+        what = "only token caches were named" if manifest.ignored else "no media files were found"
+        raise UsageProblem(what, hint="name video or audio files, or folders that hold some")
 
 
 def _one_budget(budget: str | None, ratio: float | None, threshold: float | None) -> Budget | None:

@@ -211,7 +211,7 @@ def info() -> MediaInfo:
 
 
 def key_of(info: MediaInfo, recipe: str = "auto", *, strict: bool = False) -> str:
-    chains = {name: build_chain(c) for name, c in load_recipe(recipe).chains.items()}
+    chains = {name: build_chain(name, c) for name, c in load_recipe(recipe).chains.items()}
     return bank_key(info, chains, strict)
 
 
@@ -246,7 +246,7 @@ def test_key_changes_with_everything_the_entry_depends_on(
     [
         "video: fps | pixels; audio: mel",
         "video: fps:fps=2.0 | pixels:cells=16 | tome; audio: mel:bins=80 | adjacent-merge",
-        "video: fps | pixels | top-k; audio: mel | silence-gate; budget=77; seed=5",
+        "video: fps | pixels | temporal-drop | top-k; audio: mel | silence-gate; budget=77; seed=5",
     ],
 )
 def test_key_does_not_change_with_budget_seed_or_tail(info: MediaInfo, recipe: str) -> None:

@@ -219,7 +219,7 @@ def _camera(number: int, time: float) -> NDArray[np.uint8]:
 def descriptors(path: Path) -> tuple[Array, NDArray[np.float64], tuple[int, int]]:
     """Descriptors [T, C, 24] and times [T] of the 2 fps samples, and the grid."""
     recipe = load_recipe("fps:fps=2.0 | pixels")
-    chains = {"video": build_chain(recipe.video)}
+    chains = {"video": build_chain("video", recipe.video)}
     bank = ingest(path, probe(path), chains, keep=False).bank
     rows, cols = bank.meta["grid"][:2]
     data = bank.rows("descriptors", 0, bank.num_frames * rows * cols, np.dtype("<f2"), 24)

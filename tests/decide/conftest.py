@@ -43,7 +43,7 @@ class Entry:
         """Chains of the recipe for the streams this media has."""
         made = load_recipe(recipe)
         there = {"video": self.info.video, "audio": self.info.audio}
-        return {s: build_chain(c) for s, c in made.chains.items() if there[s] is not None}
+        return {s: build_chain(s, c) for s, c in made.chains.items() if there[s] is not None}
 
     def candidates(self, recipe: str) -> tuple[int, int]:
         """Candidates (video, audio) of a recipe, counted by hand."""
@@ -116,7 +116,7 @@ def entries(
         path = samples / name if name in SAMPLES else _write(folder, name)
         info = probe(path)
         there = {"video": info.video, "audio": info.audio}
-        chains = {s: build_chain(c) for s, c in recipe.chains.items() if there[s] is not None}
+        chains = {s: build_chain(s, c) for s, c in recipe.chains.items() if there[s] is not None}
         made[name] = Entry(name, info, ingest(path, info, chains, keep=False).bank)
     yield made
     for entry in made.values():

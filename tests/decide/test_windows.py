@@ -123,7 +123,7 @@ def test_memory_of_a_decision_does_not_grow_with_the_media(
     hours: dict[int, Bank], budget: str
 ) -> None:
     recipe = load_recipe("auto")
-    chains = {name: build_chain(steps) for name, steps in recipe.chains.items()}
+    chains = {name: build_chain(name, steps) for name, steps in recipe.chains.items()}
     peaks = {}
     for length, bank in hours.items():
         before = _high_water(reset=True)

@@ -61,9 +61,12 @@ def compress(
     """Compress media files to token caches of at most so many tokens with times and places."""
     from tokpipe.batch import expand
     from tokpipe_cli.commands.plan import run_plan
-    from tokpipe_cli.request import make_request
+    from tokpipe_cli.request import check_early, check_inputs, make_request
 
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
+    check_early(recipe, budget=budget, ratio=ratio, threshold=threshold)
+    manifest = expand(inputs)
+    check_inputs(manifest)
     request = make_request(
         recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
         layout=layout, audio_share=audio_share, audio_codec=audio_codec, pool=pool,
@@ -71,7 +74,6 @@ def compress(
         keep_bank=not no_bank, force=force, device=device, batch_size=batch_size, prefetch=prefetch,
     )  # fmt: skip
     job = request.prepare()
-    manifest = expand(inputs)
     if dry_run:
         raise typer.Exit(run_plan(manifest, job, screen))
     run = _Run(manifest, output, request, job, screen)
@@ -164,9 +166,6 @@ def _tasks(manifest: Manifest, output: str | None) -> list[Task]:
     from tokpipe.batch import assign_outputs
     from tokpipe_cli.workers import Task
 
-    if not manifest.entries and not manifest.problems:
-        what = "only token caches were named" if manifest.ignored else "no media files were found"
-        raise UsageProblem(what, hint="name video or audio files, or folders that hold some")
     try:
         targets = assign_outputs(manifest.entries, output)
     except FileExistsError as error:

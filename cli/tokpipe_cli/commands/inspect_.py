@@ -111,7 +111,12 @@ def _write_frames(cache: TokenCache, folder: Path, at: float | None, stop: float
             # Ten microseconds tell any two frames apart and keep the names in order of time.
             name = f"{count:06}_{frame.pts:012.5f}.png"
             Image.fromarray(frame.pixels).save(folder / name, compress_level=3)
-            manifest.write(json.dumps({"pts": frame.pts, "file": name}) + "\n")
+            mask = frame.mask
+            line = {
+                "pts": frame.pts, "file": name, "cells": int(mask.size),
+                "own": int((mask == 3).sum()), "unknown": int((mask == 0).sum()),
+            }  # fmt: skip
+            manifest.write(json.dumps(line) + "\n")
             count += 1
     return count
 
@@ -144,7 +149,7 @@ def _show(file: Path, found: dict[str, Any], screen: Screen) -> None:
         )
     rows.append(("  layout", found["layout"]))
     rows.append(("  segments", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["segments"]])))
-    rows.append(("  speech", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["speech"]])))
+    rows.append(("  sound", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["speech"]])))
     rows.append(("  frames", _list([f"{stamp(f['pts'])} ({f['cells']})" for f in found["frames"]])))
     recipe = found["provenance"].get("recipe", {})
     rows.append(

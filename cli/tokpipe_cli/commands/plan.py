@@ -79,7 +79,7 @@ def run_plan(manifest: Manifest, job: Job, screen: Screen) -> int:
     ]
     for entry in manifest.entries:
         try:
-            made = plan_file(entry.source, job)
+            made = plan_file(entry.source, job=job)
         except TokpipeError as error:
             failures.append((str(entry.source), error))
             continue

@@ -38,15 +38,20 @@ class TopK:
 
     source: ClassVar[str] = "arXiv:2412.01818, section 3.3"
     scope: ClassVar[Scope] = "video"
-    needs: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True
 
     by: Annotated[str, Field(min_length=1)] = "score"
     keep: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The column it looks at."""
+        return (self.by,)
 
     def decide(
         self, tokens: TokenBatch, budget: int | None, query: Query | None = None

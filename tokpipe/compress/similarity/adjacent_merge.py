@@ -62,6 +62,7 @@ class AdjacentMerge:
     needs: ClassVar[tuple[str, ...]] = ("change", "rms_db")
     causal: ClassVar[bool] = False
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
     #: Decides by extras alone: the engine need not read the mel.
     light: ClassVar[bool] = True
 

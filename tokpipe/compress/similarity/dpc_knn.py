@@ -49,6 +49,7 @@ class DpcKnn:
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True
 
     k: Annotated[int, Field(ge=2)] = 5

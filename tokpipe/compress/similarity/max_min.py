@@ -46,6 +46,7 @@ class MaxMin:
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -55,6 +55,7 @@ class TemporalDrop:
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     causal: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
 
     luma: Annotated[float, Field(gt=0, le=255)] = 3.0
     chroma: Annotated[float, Field(gt=0, le=255)] = 4.0

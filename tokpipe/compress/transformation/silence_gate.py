@@ -51,6 +51,7 @@ class SilenceGate:
     needs: ClassVar[tuple[str, ...]] = ("rms_db", "near_db", "noise_db")
     causal: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    gives: ClassVar[tuple[str, ...]] = ("score",)
     #: Decides by extras alone: the engine need not read the mel.
     light: ClassVar[bool] = True
 
