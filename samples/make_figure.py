@@ -27,7 +27,8 @@ def main() -> None:
         record = tokpipe.compress_file(lecture, cache_file, budget=2048)
         with tokpipe.open_cache(cache_file) as cache:
             frames = list(cache.frames())
-    pick = [frames[i * (len(frames) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)]
+    fullest = sorted(frames, key=lambda frame: -int((frame.mask == 3).sum()))[:COLUMNS]
+    pick = sorted(fullest, key=lambda frame: frame.pts)
     height = WIDTH * pick[0].pixels.shape[0] // pick[0].pixels.shape[1]
     sheet = Image.new("RGB", (COLUMNS * (WIDTH + GAP) + GAP, 2 * height + 96), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)

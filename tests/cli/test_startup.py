@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,15 +36,20 @@ def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_starts_within_its_budget() -> None:
-    # The best of a few: the machine may be busy, the program is what is measured.
+    # CPU seconds, the best of a few: the machine may be busy, the program is what is measured.
     spent = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = _children_seconds()
         start(
             "import sys; sys.argv = ['tokpipe', '--help']; from tokpipe_cli.app import main; main()"
         )
-        spent.append(time.perf_counter() - began)
+        spent.append(_children_seconds() - before)
         if spent[-1] <= 0.6:
             break
     assert min(spent) <= 0.6

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe compress talk.mp4 -b 2048\n\n"
     "  tokpipe compress talks/ -o caches/ -b 10% --workers 4\n\n"
-    "  tokpipe compress a.mp4 -r 'fps:fps=1.0 | pixels | dpc-knn' -b 1024"
+    "  tokpipe compress a.mp4 -r 'fps:fps=1.0 | pixels | uniform; audio: mel'"
 )
 
 
