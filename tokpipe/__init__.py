@@ -20,7 +20,7 @@ _HOME = {
     "FrameBatch": "tensors",
     "GridMap": "maps",
     "MediaInfo": "spec",
-    "Options": "run",
+    "Options": "job",
     "Query": "tensors",
     "Recipe": "recipe",
     "RunRecord": "run",

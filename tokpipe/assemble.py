@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -222,8 +223,10 @@ def describe_media(info: MediaInfo, method: str) -> dict[str, Any]:
                     "time_base": str(found.time_base),
                 }
             )
+    # A name that is no UTF-8 cannot be stored as it is.
+    name = os.fsencode(info.name).decode("utf-8", "replace")
     source: dict[str, Any] = {
-        "name": info.name, "size": info.size, "fingerprint": info.fingerprint, "method": method,
+        "name": name, "size": info.size, "fingerprint": info.fingerprint, "method": method,
         "duration": info.duration, "container": info.container, "streams": streams,
     }  # fmt: skip
     if info.video is not None:

@@ -78,6 +78,10 @@ def build_chain(stream: str, steps: tuple[StepSpec, ...]) -> Chain:
         operator, kind = build(step), registry.lookup(step.use).kind
         _check_needs(stream, step.use, operator, have)
         have |= set(getattr(operator, "gives", ()))
+        if kind == "sampler" and made.sampler is not None:
+            raise RecipeError(
+                f"`{step.use}` is a second sampler in the {stream} chain", hint="keep one of them"
+            )
         if kind == "reducer":
             made.reducers.append(operator)
         else:

@@ -20,9 +20,9 @@ from tokpipe.device import peak_memory_mb
 from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
 from tokpipe.ingest import Chain
+from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
 from tokpipe.offer import SOUND_CELL, find_offer, keeps_all
 from tokpipe.recipe import Recipe
-from tokpipe.run import DEFAULT_RECIPE, Job, Options, prepare, with_budget
 from tokpipe.spec import StepSpec
 
 #: Mean bytes of a token in the file, measured over the sample media: pixels and descriptor with

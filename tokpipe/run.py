@@ -12,57 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
-from tokpipe.budget import AUDIO_SHARE, THIN_AUDIO, Budget
+from tokpipe.budget import THIN_AUDIO, Budget
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
-from tokpipe.decide import AudioSide, Demand, candidates, check_layout, decide, removes
+from tokpipe.decide import AudioSide, Demand, candidates, decide
 from tokpipe.decode import probe
-from tokpipe.device import peak_memory_mb, pick_device
-from tokpipe.digest import chain, fingerprint
-from tokpipe.encode._clip import ClipCodec
+from tokpipe.device import peak_memory_mb
+from tokpipe.digest import fingerprint
 from tokpipe.errors import (
+    BudgetError,
     CacheError,
     OutputExists,
-    RecipeError,
     ResourceError,
     UnsupportedMedia,
     error_context,
 )
-from tokpipe.ingest import Chain, Ingested, Progress, build_chain, ingest
-from tokpipe.recipe import Recipe, load_recipe
-from tokpipe.spec import LAYOUTS, SERIOUS, Layout, MediaInfo
+from tokpipe.ingest import Chain, Ingested, Progress, ingest
+from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
+from tokpipe.recipe import Recipe
+from tokpipe.spec import SERIOUS, MediaInfo
+
+__all__ = ["Job", "Options", "RunRecord", "compress_file", "output_path", "prepare"]
 
 SUFFIX = ".tokpipe.safetensors"
-DEFAULT_BUDGET = "2048"
-DEFAULT_RECIPE = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What changes the tokens besides the recipe, and how the run behaves.
-
-    Attributes:
-        budget: None takes the recipe's, else 2048 (unless the recipe removes by threshold).
-        audio_share: Part of one total that goes to audio first, 0 to 1.
-        pool: Most tokens a reducer of video scope sees at once.
-        keep_bank: Leave decoded pictures and sound in the bank for the next run.
-        strict: Fail at the first damage.
-    """
-
-    budget: Budget | None = None
-    layout: Layout = "ragged"
-    audio_share: float = float(AUDIO_SHARE)
-    audio_codec: ClipCodec = "opus"
-    pool: int | None = None
-    video_stream: str = "auto"
-    audio_stream: str = "auto"
-    strict: bool = False
-    full_hash: bool = False
-    keep_bank: bool = True
-    force: bool = False
-    device: str = "cpu"
-    batch_size: int = 16
-    prefetch: int = 2
 
 
 @dataclass(slots=True)
@@ -93,67 +65,6 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-
-@dataclass(slots=True)
-class Job:
-    """A recipe and its options, checked once for any number of inputs."""
-
-    recipe: Recipe
-    options: Options
-    chains: dict[str, Chain]
-    budget: Budget | None
-    name: str = DEFAULT_RECIPE
-
-    def digest(self) -> str:
-        """Digest of every option that changes the tokens."""
-        return chain(self.settings())
-
-    def settings(self) -> dict[str, Any]:
-        """Every option that changes the tokens."""
-        o = self.options
-        chains = {name: made.canonical for name, made in self.chains.items()}
-        return {
-            **chains, "seed": self.recipe.seed, "budget": str(self.budget) if self.budget else None,
-            "layout": o.layout, "audio_share": o.audio_share,
-            "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
-            "audio_stream": o.audio_stream, "strict": o.strict,
-        }  # fmt: skip
-
-
-def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = None) -> Job:
-    """Check recipe and options before anything is opened.
-
-    Raises:
-        RecipeError, BudgetError, ResourceError: As they say; nothing has started.
-    """
-    options = options or Options()
-    name = recipe if isinstance(recipe, str) else "recipe"
-    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    if options.layout not in LAYOUTS:
-        raise RecipeError(
-            f"unknown layout `{options.layout}`", hint=f"use one of: {', '.join(LAYOUTS)}"
-        )
-    if not 0 <= options.audio_share <= 1:
-        raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
-    pick_device(options.device)
-    chains = {stream: build_chain(stream, steps) for stream, steps in made.chains.items()}
-    budget = options.budget or made.budget
-    if budget is None and not _limits_itself(chains):
-        budget = Budget.parse(DEFAULT_BUDGET)
-    if budget is not None:
-        check_layout(chains, options.layout)
-    return Job(made, options, chains, budget, name)
-
-
-def with_budget(options: Options | None, budget: str | int | Budget | None) -> Options:
-    """The options with a budget put in, where one is given."""
-    options = options or Options()
-    return options if budget is None else replace(options, budget=Budget.parse(budget))
-
-
-def _limits_itself(chains: dict[str, Chain]) -> bool:
-    return any(removes(r) for made in chains.values() for r in made.reducers)
 
 
 def output_path(source: Path, output: str | Path | None = None) -> Path:
@@ -232,6 +143,11 @@ class _Item:
         )  # fmt: skip
         try:
             self._compress(info, chains, found)
+        except OutputExists:
+            # Another run of the same line was faster; anything else that is there raises again.
+            if not self._is_there(info):
+                raise
+            self.record.status = "skipped"
         finally:
             found.bank.close()
         return self._close()
@@ -298,6 +214,11 @@ class _Item:
             done = assembler.done
             record.candidates = sum(candidates(bank))
             record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}
+            if not record.tokens["total"]:
+                raise BudgetError(
+                    f"the budget `{self.job.budget}` leaves nothing of what the file holds",
+                    hint="give the stream that is there a share of it",
+                )
             self.speech = _speech(found, chains, o.device)
             self._warn(info, found, done.tokens)
             began = time.perf_counter()
@@ -352,9 +273,11 @@ class _Item:
 
 def _refuse_foreign(target: Path) -> None:
     """``--force`` replaces caches, also broken ones, and nothing else."""
-    with suppress(OSError), target.open("rb") as stream:
-        head = stream.read(1 << 16)
-        if not head or b"tokpipe.format" in head or target.name.endswith(SUFFIX):
+    head = b""
+    if target.is_file():
+        with suppress(OSError), target.open("rb") as stream:
+            head = stream.read(1 << 16)
+        if not head or b"tokpipe." in head or target.name.endswith(SUFFIX):
             return
     raise OutputExists(
         f"`{target}` is there already and is no token cache",

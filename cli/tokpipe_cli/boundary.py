@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -63,6 +64,9 @@ class Boundary(TyperGroup):
     ) -> Any:  # fmt: skip
         """Run a command line and exit with its code."""
         words = list(sys.argv[1:] if args is None else args)
+        if sys.stdout is None:
+            # A closed stdout: results have nowhere to go, the work is still done.
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
         try:
             result = super().main(
                 words, prog_name, complete_var, False, windows_expand_args, **extra

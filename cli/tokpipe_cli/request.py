@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -45,6 +46,8 @@ class Request:
             torch.set_num_threads(1)
         job = prepare(self.recipe, self.options)
         job.name = self.name
+        # What is imported by now stays: the collector need not walk it again and again.
+        gc.freeze()
         return job
 
 
@@ -84,6 +87,8 @@ def check_early(
     from tokpipe.recipe import load_recipe
 
     _one_budget(budget, ratio, threshold)
+    if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
+        raise UsageProblem(f"threshold {threshold} is out of range", hint="use a number above 0")
     load_recipe(recipe)
 
 
@@ -111,7 +116,7 @@ def _one_budget(budget: str | None, ratio: float | None, threshold: float | None
         raise UsageProblem(f"{' and '.join(given)} exclude each other", hint="give one of them")
     if ratio is not None:
         percent = Fraction(str(ratio)) * 100 if math.isfinite(ratio) else Fraction(0)
-        if not 0 < percent <= 100:
+        if not Fraction(1, 10**6) <= percent <= 100:
             raise UsageProblem(
                 f"ratio {ratio} is out of range", hint="use a number above 0, at most 1"
             )

@@ -41,12 +41,14 @@ print(json.dumps({"cpu": usage() - before, "wall": time.perf_counter() - wall, "
 _COMPRESS = (
     _USAGE
     + """
+import gc
 import torch
 after_torch = rss()
 from pathlib import Path
 from tokpipe.run import Options, compress_file
 import av, PIL.Image, tokpipe.encode.pixels, tokpipe.encode.mel
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # as the command line does
+gc.freeze()
 imports, wall = usage() - began, time.perf_counter()
 before = usage()
 record = compress_file(sys.argv[1], sys.argv[2], budget="2048",

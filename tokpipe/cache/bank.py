@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.digest import canonical_json
+from tokpipe.digest import canonical_json, chain
 from tokpipe.errors import ResourceError
 
 JPEG_QUALITY = 95
+_BLOCK = 1 << 20
 #: Times a new entry is moved in place of one that is not whole.
 _ATTEMPTS = 3
 #: Bytes the bank may hold before the entries used longest ago are removed.
@@ -66,6 +68,7 @@ class BankWriter:
         except OSError as error:
             raise _cannot_write(root, error) from error
         self._files: dict[str, IO[bytes]] = {}
+        self._sums: dict[str, int] = {}
         self._offset = 0
 
     def __enter__(self) -> BankWriter:
@@ -86,12 +89,12 @@ class BankWriter:
         Raises:
             ResourceError: The disk is full or read-only.
         """
+        raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
         try:
             if name not in self._files:
                 self._files[name] = (self.path / name).open("ab", buffering=1 << 20)
-            self._files[name].write(
-                data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-            )
+            self._files[name].write(raw)
+            self._sums[name] = zlib.crc32(raw, self._sums.get(name, 0))
         except OSError as error:
             raise _cannot_write(self.root, error) from error
 
@@ -115,8 +118,11 @@ class BankWriter:
         """Write ``entry.json`` and open the entry; a keyed one is renamed into the bank."""
         try:
             self._close()
-            sizes = {p.name: p.stat().st_size for p in self.path.iterdir()}
-            text = canonical_json({**meta, "files": sizes})
+            files = {
+                p.name: [p.stat().st_size, self._sums[p.name]] for p in self.path.iterdir()
+            }  # fmt: skip
+            whole = {**meta, "files": files}
+            text = canonical_json({**whole, "digest": chain(whole)})
             (self.path / "entry.json").write_text(text, encoding="utf-8")
             # Opened before it moves: nobody can take it away from us any more.
             bank = Bank(self.path)
@@ -161,8 +167,12 @@ class Bank:
         meta: What ``entry.json`` holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = False) -> None:
         """Read ``entry.json`` and open every file, so that a later clean-up does not disturb us.
+
+        Args:
+            path: Folder of the entry.
+            check: Read every byte and compare checksums.
 
         Raises:
             OSError: There is no entry.
@@ -172,10 +182,12 @@ class Bank:
         self._files: dict[str, IO[bytes]] = {}
         try:
             self.meta = _described(path / "entry.json")
-            for name, size in self.meta["files"].items():
+            for name, (size, checksum) in self.meta["files"].items():
                 self._files[name] = (path / name).open("rb")
                 if self._size(name) != size:
                     raise ValueError(f"`{name}` has {self._size(name)} bytes, not {size}")
+                if check and _checksum(self._files[name]) != checksum:
+                    raise ValueError(f"`{name}` is damaged")
         except BaseException:
             self.close()
             raise
@@ -185,10 +197,12 @@ class Bank:
     def find(key: str, root: Path) -> Bank | None:
         """Open the entry of this key, None when there is none that is whole."""
         try:
-            bank = Bank(root / key)
-            os.utime(root / key / "entry.json")
+            bank = Bank(root / key, check=True)
         except (OSError, ValueError):
             return None
+        with suppress(OSError):
+            # When it was used last; a bank that is only readable serves as well.
+            os.utime(root / key / "entry.json")
         return bank
 
     def close(self) -> None:
@@ -232,10 +246,17 @@ class Bank:
 
 def _described(path: Path) -> dict[str, Any]:
     meta = json.loads(path.read_text(encoding="utf-8"))
-    files = meta.get("files") if isinstance(meta, dict) else None
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+    digest = meta.pop("digest", None) if isinstance(meta, dict) else None
+    if digest is None or digest != chain(meta):
         raise ValueError(f"`{path}` does not describe an entry")
     return meta  # type: ignore[no-any-return]
+
+
+def _checksum(stream: IO[bytes]) -> int:
+    value = 0
+    while block := stream.read(_BLOCK):
+        value = zlib.crc32(block, value)
+    return value
 
 
 def sweep(root: Path) -> None:

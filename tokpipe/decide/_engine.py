@@ -56,11 +56,11 @@ def candidates(bank: Bank) -> tuple[int, int]:
     return bank.num_frames * rows * cols, int(bank.meta["cells"])
 
 
-def check_layout(chains: dict[str, Chain], layout: Layout) -> None:
+def check_layout(chains: dict[str, Chain], layout: Layout, *, budgeted: bool = True) -> None:
     """Raise RecipeError when the video chain cannot give this layout."""
     if "video" not in chains or layout == "ragged":
         return
-    _, final = complete(chains["video"].reducers, budgeted=True)
+    _, final = complete(chains["video"].reducers, budgeted=budgeted)
     offered = tuple(getattr(final, "layouts", ("ragged",)))
     if layout not in offered:
         raise RecipeError(

@@ -107,6 +107,8 @@ class AnchorUpdates:
         updates = state.ids[order]
         if budget <= 0:
             picked = updates[:0]
+        elif per_frame is not None and layout != "ragged":
+            picked = self._smaller(state, budget, min(per_frame, cells))
         elif per_frame is not None:
             picked = self._per_frame(state, updates, budget, per_frame)
         elif layout != "ragged" or budget < cells:
@@ -146,10 +148,16 @@ class AnchorUpdates:
         quarter = regular_shape(rows, cols, max(1, min(budget, cells // 4)))
         count = 1 if layout == "frames" else min(state.frames, budget // (quarter[0] * quarter[1]))
         high, wide = regular_shape(rows, cols, min(cells, budget // count))
-        state.pieces = [
-            (y, x, b - y, d - x) for y, b in spans(rows, high) for x, d in spans(cols, wide)
-        ]  # fmt: skip
+        state.pieces = _pieces(state, high, wide)
         return _middles(state.frames, count, cells)
+
+    def _smaller(self, state: _State, budget: int, most: int) -> NDArray[np.int64]:
+        """Frames at the largest regular grid of at most ``most`` cells each."""
+        high, wide = regular_shape(state.rows, state.cols, most)
+        count = min(state.frames, budget // (high * wide))
+        if high * wide < state.cells:
+            state.pieces = _pieces(state, high, wide)
+        return _middles(state.frames, count, state.cells)
 
     def push(
         self, state: _State, carried: TokenBatch | None, new: TokenBatch
@@ -199,6 +207,13 @@ class AnchorUpdates:
         cell = kept.cell.long().numpy()
         ids = (cell[:, 0] - (state.first or 0)) * state.cells + cell[:, 1] * state.cols + cell[:, 2]
         return torch.from_numpy(state.ranks[np.searchsorted(state.chosen, ids)])
+
+
+def _pieces(state: _State, high: int, wide: int) -> list[tuple[int, int, int, int]]:
+    """Rectangles (y, x, height, width) that cut a frame into ``high`` x ``wide``."""
+    return [
+        (y, x, b - y, d - x) for y, b in spans(state.rows, high) for x, d in spans(state.cols, wide)
+    ]
 
 
 def _middles(frames: int, count: int, cells: int) -> NDArray[np.int64]:
