@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokpipe.flow import batched, prefetch
+from tokpipe.flow import prefetch
 
 
 class Numbers:
@@ -118,12 +118,3 @@ def test_prefetch_survives_an_error_in_the_consumer() -> None:
     flow.close()
     assert source.closed
     assert not workers()
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "lengths"), [(0, 3, []), (3, 3, [3]), (7, 3, [3, 3, 1]), (2, 1, [1, 1])]
-)
-def test_batched_makes_full_lists_and_a_rest(count: int, size: int, lengths: list[int]) -> None:
-    made = list(batched(range(count), size))
-    assert [len(batch) for batch in made] == lengths
-    assert [i for batch in made for i in batch] == list(range(count))

@@ -79,6 +79,24 @@ def test_budget_that_leaves_nothing_is_said(samples: Path, tmp_path: Path) -> No
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "budget", "count"),
+    [
+        ("fps | pixels | temporal-drop | top-k:keep=500", None, 500),
+        ("fps | pixels | temporal-drop | top-k:keep=500", 100, 100),
+        ("fps | pixels | temporal-drop | top-k:keep=500", 2048, 500),
+        ("fps | pixels | uniform:frames=4", None, 576),
+        ("fps | pixels | grid-pool:rows=3,cols=4", None, 336),
+    ],
+)
+def test_counts_of_a_recipe_remove_whatever_the_budget(
+    samples: Path, tmp_path: Path, recipe: str, budget: int | None, count: int
+) -> None:
+    source = samples / "action.mp4"
+    record = compress_file(source, tmp_path / "a", recipe=recipe, budget=budget, options=FRESH)
+    assert record.tokens["total"] == count
+
+
 def test_second_sampler_is_refused() -> None:
     with pytest.raises(RecipeError, match="second sampler"):
         prepare("fps:fps=0.5 | fps | pixels")

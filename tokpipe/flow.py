@@ -67,15 +67,3 @@ def prefetch(source: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
     finally:
         stop.set()
         thread.join()
-
-
-def batched(source: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` consecutive items; the last may be shorter."""
-    batch: list[T] = []
-    for item in source:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -18,7 +18,7 @@ import torch
 
 from tokpipe import __version__, registry
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
-from tokpipe.decode import open_media
+from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
 from tokpipe.errors import RecipeError
@@ -165,12 +165,14 @@ class _Run:
         strict: bool, batch_size: int, progress: Progress | None,
     ) -> None:  # fmt: skip
         # What no chain wants is not decoded either.
+        left_out = [n for n in ("video", "audio") if getattr(info, n) and n not in chains]
         info = replace(
             info,
             video=info.video if "video" in chains else None,
             audio=info.audio if "audio" in chains else None,
+            other_streams=(*info.other_streams, *left_out),
         )
-        self.source = open_media_of(path, info, strict)
+        self.source = MediaSource(path, info, strict=strict)
         self.info, self.writer, self.batch_size, self.progress = info, writer, batch_size, progress
         self.video = chains.get("video") if info.video is not None else None
         self.audio = chains.get("audio") if info.audio is not None else None
@@ -273,15 +275,6 @@ class _Run:
 def _whole(events: Iterator[Any]) -> Iterator[Any]:
     """Every picture that is not corrupt: a chain without a sampler."""
     return (event for event in events if not getattr(event, "corrupt", False))
-
-
-def open_media_of(path: Path, info: MediaInfo, strict: bool) -> Any:
-    """The source of a file that was probed already."""
-    return open_media(
-        path, strict=strict,
-        video_stream=str(info.video.index) if info.video else "none",
-        audio_stream=str(info.audio.index) if info.audio else "none",
-    )  # fmt: skip
 
 
 def _batch(held: list[Any]) -> FrameBatch:

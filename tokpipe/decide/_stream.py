@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 from tokpipe.compress._fit import expanded
 from tokpipe.tensors import TokenBatch
 
@@ -21,9 +23,12 @@ def meets_budget(reducer: Any) -> bool:
 
 def removes(reducer: Any) -> bool:
     """The reducer was told to remove tokens, by a threshold, a ratio or a count of its own."""
-    names = ("threshold", "ratio", "keep", "frames", "rows", "cols")
-    explicit = any(getattr(reducer, name, None) is not None for name in names)
-    return bool(getattr(reducer, "drop", False)) or (is_stream(reducer) and explicit)
+    if getattr(reducer, "drop", False):
+        return True
+    if is_stream(reducer):
+        return getattr(reducer, "threshold", None) is not None
+    # Counts of its own show against the same rule with nothing set.
+    return bool(reducer.out_count(1000, None) != type(reducer)().out_count(1000, None))
 
 
 def through_stream(blocks: Iterable[TokenBatch], reducer: Any, state: Any) -> Iterator[TokenBatch]:
@@ -36,7 +41,7 @@ def through_stream(blocks: Iterable[TokenBatch], reducer: Any, state: Any) -> It
         settled = state.settled
         if settled is None or bool(settled.all()):
             yield rows
-            carried = rows.take(settled ^ settled) if settled is not None else None
+            carried = None
             continue
         if bool(settled.any()):
             yield rows.take(settled)
@@ -56,5 +61,12 @@ def through_all(blocks: Iterator[TokenBatch], reducers: list[Any]) -> Iterator[T
 
 
 def _by_block(blocks: Iterator[TokenBatch], reducer: Any) -> Iterator[TokenBatch]:
-    for block in blocks:
+    for block in by_frame(blocks) if reducer.scope == "frame" else blocks:
         yield block.reduce(expanded(reducer.decide(block, None)))
+
+
+def by_frame(blocks: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
+    """Cut blocks into their frames."""
+    for block in blocks:
+        for step in torch.unique(block.cell[:, 0]).tolist():
+            yield block.take(block.cell[:, 0] == step)

@@ -10,8 +10,8 @@ import torch
 
 from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
-from tokpipe.compress._fit import allocate_frames, fit_budget
-from tokpipe.decide._stream import meets_budget, removes, through_all, through_stream
+from tokpipe.compress._fit import allocate_frames, expanded, fit_budget, trim
+from tokpipe.decide._stream import by_frame, meets_budget, removes, through_all, through_stream
 from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.ingest import Chain
 from tokpipe.recipe import build
@@ -130,30 +130,33 @@ class VideoSide:
         """Reducers that see a frame, or the pool, at once."""
         if budget == 0 or not self.frames:
             return self._empty()
+        if budget is None and getattr(self.final, "scope", "") == "video":
+            return self._fit(self._gather(0), None, exact=False)
         if budget is None:
             parts = [*through_all(self._scored(), [self.final] if self.final is not None else [])]
             return TokenBatch.cat(parts) if parts else self._empty()
         exact = layout == "ragged"
         if self.final.scope == "frame" or each is not None:
-            counts = [len(frame) for frame in self._by_frame()]
+            counts = [len(frame) for frame in by_frame(self._scored())]
             caps = counts if each is None else [min(each, n) for n in counts]
             share = allocate_frames if exact else _equal_frames
             quota = share(caps, min(budget, sum(caps)))
             parts = [
                 self._fit(frame, n, exact=exact)
-                for frame, n in zip(self._by_frame(), quota, strict=True) if n
+                for frame, n in zip(by_frame(self._scored()), quota, strict=True) if n
             ]  # fmt: skip
             return TokenBatch.cat(parts) if parts else self._empty()
         return self._fit(self._gather(budget), budget, exact=exact)
 
-    def _fit(self, tokens: TokenBatch, budget: int, *, exact: bool) -> TokenBatch:
+    def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
+        if budget is None or removes(self.final):
+            # What the rule was told to remove stays out; the budget only bounds the rest.
+            rows = expanded(self.final.decide(placed, None))
+            if budget is not None and len(rows) > budget:
+                rows = trim(rows, placed, budget)
+            return placed.reduce(rows).to("cpu")
         return placed.reduce(fit_budget(self.final, placed, budget, exact=exact)).to("cpu")
-
-    def _by_frame(self) -> Iterator[TokenBatch]:
-        for block in self._scored():
-            for step in torch.unique(block.cell[:, 0]).tolist():
-                yield block.take(block.cell[:, 0] == step)
 
     def _gather(self, budget: int) -> TokenBatch:
         """The pool: every candidate, or as many as it holds."""
