@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from tokpipe.spec import KIND_MERGED, KIND_POOLED
+from tokpipe.spec import KIND_KEPT, KIND_MERGED, KIND_POOLED
 
 
 def check_tensor(
@@ -145,6 +145,13 @@ class TokenMap:
             and bool((self.weight[live] == 1).all())
             and bool((torch.bincount(rows, minlength=len(self)) == 1).all())
         )
+
+    def kinds(self) -> Tensor:
+        """``kind`` uint8 [K]; where it is None, kept or merged by the number of sources."""
+        if self.kind is not None:
+            return self.kind
+        merged = torch.bincount(self.dst[self.weight != 0], minlength=len(self)) > 1
+        return torch.where(merged, KIND_MERGED, KIND_KEPT).to(torch.uint8)
 
     @property
     def is_identity(self) -> bool:

@@ -37,6 +37,28 @@ SERIOUS = frozenset(
 KIND_KEPT, KIND_MERGED, KIND_POOLED, KIND_NEWLINE, KIND_SEPARATOR = range(5)
 
 
+#: Where a method runs in its paper: on pixels, inside the encoder, on its output, in the LLM.
+Where = Literal["pixels", "encoder", "outputs", "llm"]
+
+#: Extra columns operators may need, by name: what they hold. Letters: N tokens, H heads.
+EXTRAS = {
+    "attention": "attention of the class token (or pooling head) to each token, deep layer, "
+    "[N] or [N, H]",
+    "attention_shallow": "the same from a shallow layer, [N] or [N, H]",
+    "received": "attention each token receives, mean over heads and queries, deep layer, [N]",
+    "received_middle": "the same from a middle layer, [N]",
+    "prompt_attention": "attention of the last prompt token to each token in the LLM, [N] or [N, H]",
+    "attention_rows": "attention of each token to all tokens of its item, [N, H, N]",
+    "keys": "attention keys, [N, D'] or [N, H, D']",
+    "queries": "attention queries, [N, D'] or [N, H, D']",
+    "frame_embedding": "pooled vector of the token's frame, [N, E]",
+    "text_space": "token projected into the space of the text embedding, [N, E]",
+    "spatial": "code of position and depth, [N, D']",
+    "layer_shift": "length of a token's change across an MLP block, [N]",
+    "patch_pixels": "pixel values of the cell, [N, P]",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
     """One video stream as the header describes it (never trusted for allocation).

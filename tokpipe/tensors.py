@@ -193,8 +193,8 @@ class TokenBatch:
         }
         return TokenBatch(data=data, at=at, **{**defaults, **columns})  # type: ignore[arg-type]
 
-    def take(self, index: Tensor) -> TokenBatch:
-        """Rows ``index`` int64 or bool [N], every column permuted alike."""
+    def take(self, index: Tensor | slice) -> TokenBatch:
+        """Rows ``index`` int64, bool [N] or a slice (views), every column permuted alike."""
         columns = {name: getattr(self, name)[index] for name in ("data", *_COLUMNS)}
         extras = {k: v[index] for k, v in self.extras.items()}
         return TokenBatch(**columns, extras=extras, rules=self.rules)

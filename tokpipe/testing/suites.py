@@ -29,6 +29,11 @@ from tokpipe.tensors import Query, TokenBatch, TokenMap
 
 #: Largest difference of a sum of shares or masses from its exact value, relative.
 TOLERANCE = 1e-4
+#: Widths of extra columns beyond [N] in sample tokens; -1 is the tokens of the frame.
+_WIDTHS: dict[str, tuple[int, ...]] = {
+    "attention": (2,), "keys": (2, 4), "queries": (2, 4), "frame_embedding": (6,),
+    "text_space": (8,), "spatial": (4,), "patch_pixels": (12,), "attention_rows": (2, -1),
+}  # fmt: skip
 
 
 def sample_tokens(
@@ -51,7 +56,7 @@ def sample_tokens(
         dim: Width D.
         modality: Stream they claim to come from.
         dtype: Of the data.
-        extras: Names of extra columns float32 [N], positive.
+        extras: Names of extra columns, positive; [N], or as wide as ``spec.EXTRAS`` says.
         seed: Of the random numbers.
     """
     draw = torch.Generator().manual_seed(seed)
@@ -72,7 +77,12 @@ def sample_tokens(
         mass=1 + torch.randint(0, 3, (n,), generator=draw).float(),
         score=torch.rand(n, generator=draw),
     )  # fmt: skip
-    columns = {name: 0.1 + torch.rand(n, generator=draw) for name in extras}
+    columns = {}
+    for name in extras:
+        width = [rows * cols if w < 0 else w for w in _WIDTHS.get(name, ())]
+        columns[name] = 0.1 + torch.rand(n, *width, generator=draw)
+        if name == "frame_embedding":
+            columns[name] = columns[name][:: rows * cols].repeat_interleave(rows * cols, 0)
     return replace(tokens, extras=columns)
 
 
@@ -188,6 +198,64 @@ class ReducerSuite:
                 source, made = getattr(tokens, column)[member], getattr(reduced, column)[row]
                 assert made[0] == source[:, 0].min() and made[1] == source[:, 1].max()
 
+    def test_frames_are_decided_one_by_one(self, name: str) -> None:
+        """A rule of frame scope makes the same of several frames as of each alone."""
+        operator: Any = self.make(name)
+        if operator.scope != "frame":
+            return
+        tokens, query = self.tokens(operator, frames=3), self.query(operator)
+        size = len(tokens) // 3
+        budgets = (None,) if _ignores_budget(operator) else (None, 3 * 7)
+        for budget in budgets:
+            both = tokens.reduce(expanded(operator.decide(tokens, budget, query)))
+            alone = []
+            for t in range(3):
+                frame = tokens.take(slice(t * size, (t + 1) * size))
+                each = None if budget is None else budget // 3
+                alone.append(frame.reduce(expanded(operator.decide(frame, each, query))))
+            one = TokenBatch.cat(alone)
+            assert len(both) == len(one)
+            order, other = both.order(), one.order()
+            for column in ("data", "mass", "at", "cell"):
+                torch.testing.assert_close(
+                    getattr(both, column)[order], getattr(one, column)[other], rtol=1e-5, atol=1e-5
+                )
+
+    def test_stream_form_equals_the_whole(self, name: str) -> None:
+        """A stream rule pushed frame by frame makes what it decides of all frames at once."""
+        operator: Any = self.make(name)
+        if not isinstance(operator, StreamReducer):
+            return
+        tokens = self.tokens(operator, frames=5)
+        size, budget = len(tokens) // 5, 2 * (len(tokens) // 5)
+        state, carried, done = operator.start(budget, 5), None, []
+        for t in range(5):
+            new = tokens.take(slice(t * size, (t + 1) * size))
+            state, step = operator.push(state, carried, new)
+            both = new if carried is None else TokenBatch.cat([carried, new])
+            rows, settled = both.reduce(step), state.settled
+            if settled is not None:
+                done.append(rows.take(settled))
+                rows = rows.take(~settled)
+            carried = rows
+        done.append(carried.reduce(operator.finish(state, carried)))
+        streamed = TokenBatch.cat([part for part in done if len(part)]).sorted()
+        whole = tokens.reduce(expanded(operator.decide(tokens, budget))).sorted()
+        for column in ("data", "mass", "at", "pts"):
+            torch.testing.assert_close(
+                getattr(streamed, column), getattr(whole, column), rtol=1e-4, atol=1e-4
+            )
+
+    def test_identical_tokens_are_no_trouble(self, name: str) -> None:
+        """Tokens that are all the same, or all zero, are reduced like any others."""
+        operator = self.make(name)
+        for value in (0.0, 1.0):
+            tokens = self.tokens(operator)
+            tokens = tokens.with_columns(data=torch.full_like(tokens.data, value))
+            decision = fit_budget(operator, tokens, 7, self.query(operator))
+            assert len(decision) == min(7, len(tokens))
+            assert tokens.reduce(decision).data.isfinite().all()
+
     def test_decision_is_repeatable(self, name: str) -> None:
         """The same tokens give the same bits."""
         _, first = self.decide(name, 7)
@@ -252,7 +320,7 @@ def reducer_names() -> list[str]:
 
 
 def _streams(operator: Any) -> bool:
-    return isinstance(operator, StreamReducer) or operator.scope == "stream"
+    return not hasattr(operator, "decide")
 
 
 def _ignores_budget(operator: object) -> bool:

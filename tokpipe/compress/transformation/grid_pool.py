@@ -17,8 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokpipe.compress._frames import frames_of, raster_shape
-from tokpipe.errors import RecipeError
+from tokpipe.frames import whole_grids
 from tokpipe.grid import regular_shape
 from tokpipe.spec import Layout, Scope
 from tokpipe.tensors import GridMap, Query, TokenBatch, TokenMap
@@ -66,7 +65,7 @@ class GridPool:
             RecipeError: The tokens are not whole frames in raster order.
         """
         n, device = len(tokens), tokens.at.device
-        t, rows, cols = _whole_frames(tokens)
+        t, rows, cols = whole_grids(tokens, "grid-pool")
         steps = -(-t // self.frames)
         a, b = min(rows, self.rows or rows), min(cols, self.cols or cols)
         over_time = _strided(t, self.frames)
@@ -85,23 +84,6 @@ class GridPool:
         if budget is None:
             return n, free
         return min(n, budget), free and budget >= n
-
-
-def _whole_frames(tokens: TokenBatch) -> tuple[int, int, int]:
-    """Frames, rows and columns, when every frame is the same whole grid in raster order."""
-    found = frames_of(tokens)
-    size = len(tokens) // max(1, len(found))
-    expected = torch.arange(len(tokens), device=found.index.device) // max(1, size)
-    shape = raster_shape(tokens.take(found.index == 0)) if len(tokens) else None
-    if shape is not None and torch.equal(found.index, expected):
-        place = tokens.cell[:, 1:].reshape(len(found), size, 2)
-        if torch.equal(place, place[:1].expand_as(place)) and int(tokens.tile.max()) == 0:
-            return len(found), *shape
-    raise RecipeError(
-        "`grid-pool` needs whole frames in raster order",
-        hint="put it before the steps that drop or merge tokens",
-        code="recipe.needs",
-    )
 
 
 def _strided(size: int, stride: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokpipe.compress._frames import frames_of, raster_shape
+from tokpipe.frames import frames_of, raster_shape
 from tokpipe.grid import regular_shape, spans
 from tokpipe.spec import KIND_POOLED, Layout, Scope
 from tokpipe.tensors import Query, TokenBatch, TokenMap

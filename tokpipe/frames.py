@@ -1,0 +1,168 @@
+"""Which tokens belong to which frame, whole regular frames, and rules applied frame by frame.
+
+Letters: N tokens, T frames, C tokens of a frame, K rows kept, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokpipe.budget import largest_remainder
+from tokpipe.errors import RecipeError
+from tokpipe.maps import TokenMap
+from tokpipe.tensors import TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames present in a batch, in time order.
+
+    Attributes:
+        index: int64 [N] frame of each token.
+        counts: int64 [T] tokens of each frame.
+    """
+
+    index: Tensor
+    counts: Tensor
+
+    def __len__(self) -> int:
+        """Return T."""
+        return int(self.counts.shape[0])
+
+
+def frames_of(tokens: TokenBatch) -> Frames:
+    """Group tokens of equal ``at`` into frames."""
+    _, index, counts = torch.unique(tokens.at, return_inverse=True, return_counts=True)
+    return Frames(index, counts)
+
+
+def raster_shape(tokens: TokenBatch) -> tuple[int, int] | None:
+    """Rows and columns of one frame whose tokens are a whole grid in raster order, else None."""
+    y, x = tokens.cell[:, 1].long(), tokens.cell[:, 2].long()
+    if not len(tokens) or int(torch.minimum(y, x).min()) < 0 or int(tokens.tile.max()) > 0:
+        return None
+    rows, cols = int(y.max() - y.min()) + 1, int(x.max() - x.min()) + 1
+    place = (y - y.min()) * cols + (x - x.min())
+    expected = torch.arange(len(tokens), device=place.device)
+    return (rows, cols) if rows * cols == len(tokens) and torch.equal(place, expected) else None
+
+
+def whole_grids(tokens: TokenBatch, name: str) -> tuple[int, int, int]:
+    """T, rows and columns, when every frame is the same whole grid in raster order.
+
+    Raises:
+        RecipeError: It is not; ``name`` is the operator that needs it.
+    """
+    steps, size = equal_frames(tokens, name)
+    shape = raster_shape(tokens.take(slice(0, size))) if size else None
+    if shape is not None:
+        place = tokens.cell[:, 1:].reshape(steps, size, 2)
+        if torch.equal(place, place[:1].expand_as(place)) and int(tokens.tile.max()) == 0:
+            return steps, *shape
+    raise _not_whole(name)
+
+
+def equal_frames(tokens: TokenBatch, name: str) -> tuple[int, int]:
+    """T and C, when all frames have C tokens, frame after frame: ``data.reshape(T, C, D)`` holds.
+
+    Raises:
+        RecipeError: They do not; ``name`` is the operator that needs it.
+    """
+    n = len(tokens)
+    if n == 0:
+        return 0, 0
+    starts = torch.nonzero(tokens.at[1:] != tokens.at[:-1]).flatten() + 1
+    steps = int(starts.shape[0]) + 1
+    size = n // steps
+    expected = torch.arange(1, steps, device=starts.device) * size
+    if steps * size == n and torch.equal(starts, expected) and bool((tokens.at.diff() >= 0).all()):
+        return steps, size
+    raise _not_whole(name)
+
+
+def _not_whole(name: str) -> RecipeError:
+    return RecipeError(
+        f"`{name}` needs whole frames of one size in raster order",
+        hint="put it before the steps that drop or merge tokens",
+        code="recipe.needs",
+    )
+
+
+def each_frame(
+    tokens: TokenBatch,
+    budget: int | None,
+    decide: Callable[[TokenBatch, int | None], TokenMap],
+) -> TokenMap:
+    """Decide every frame by itself; rows come frame after frame.
+
+    Args:
+        tokens: N tokens of any number of frames.
+        budget: Rows in all, shared in proportion to the frames' tokens by largest remainder; None
+            leaves each frame's count to the rule.
+        decide: The rule for the tokens of one frame.
+    """
+    n = len(tokens)
+    if n == 0 or bool((tokens.at == tokens.at[0]).all()):
+        return decide(tokens, budget)
+    found = frames_of(tokens)
+    counts = found.counts.tolist()
+    quota: list[int | None] = [None] * len(counts)
+    if budget is not None:
+        quota = list(largest_remainder(min(budget, n), counts, caps=counts))
+    order = None
+    if bool((found.index.diff() < 0).any()):
+        order = torch.argsort(found.index, stable=True)
+    maps, a = [], 0
+    for count, rows in zip(counts, quota, strict=True):
+        index = slice(a, a + count) if order is None else order[a : a + count]
+        if rows != 0:
+            made = decide(tokens.take(index), rows)
+            maps.append(placed(made, a if order is None else order[a : a + count], n))
+        a += count
+    return stacked(maps, n, tokens.at.device)
+
+
+def placed(decision: TokenMap, where: int | Tensor, num_sources: int) -> TokenMap:
+    """The map of some tokens as a map of all ``num_sources``.
+
+    Args:
+        decision: Decided on a part.
+        where: The part's first token where it is a run, else int64 [n] its tokens.
+        num_sources: N.
+    """
+    if isinstance(where, int):
+        src, anchor = decision.src + where, decision.anchor + where
+    else:
+        src, anchor = where[decision.src], where[decision.anchor.clamp(min=0)]
+    anchor = torch.where(decision.anchor >= 0, anchor, -1)
+    return replace(decision, src=src, anchor=anchor, num_sources=num_sources)
+
+
+def stacked(maps: list[TokenMap], num_sources: int, device: torch.device | str) -> TokenMap:
+    """Rows of several maps over the same sources, one after the other."""
+    if not maps:
+        return TokenMap.keep(torch.empty(0, dtype=torch.int64, device=device), num_sources)
+    if len(maps) == 1:
+        return maps[0]
+    offset, dst = 0, []
+    for made in maps:
+        dst.append(made.dst + offset)
+        offset += len(made)
+    score = kind = None
+    if any(m.score is not None for m in maps):
+        score = torch.cat([m.anchor.new_full((len(m),), torch.nan, dtype=torch.float32)
+                           if m.score is None else m.score for m in maps])  # fmt: skip
+    if all(m.kind is not None for m in maps):
+        kind = torch.cat([m.kind for m in maps if m.kind is not None])
+    elif any(m.kind is not None for m in maps):
+        kind = torch.cat([m.kinds() for m in maps])
+    return TokenMap(
+        src=torch.cat([m.src for m in maps]), dst=torch.cat(dst),
+        weight=torch.cat([m.weight for m in maps]), share=torch.cat([m.share for m in maps]),
+        anchor=torch.cat([m.anchor for m in maps]), num_sources=num_sources,
+        score=score, kind=kind,
+    )  # fmt: skip
