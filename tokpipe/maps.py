@@ -283,10 +283,23 @@ class GridMap:
 
     def apply(self, data: Tensor) -> Tensor:
         """Make rows [K, D] from tokens [N, D]; float32 sums, dtype kept."""
-        d = data.shape[1]
-        cube = data.float().reshape(self.t.shape[1], self.y.shape[1], self.x.shape[1], d)
-        out = torch.einsum("at,by,cx,tyxd->abcd", self.t, self.y, self.x, cube)
-        return out.reshape(len(self), d).to(data.dtype)
+        cube = data.float().reshape(self.t.shape[1], self.y.shape[1], self.x.shape[1], -1)
+        # Axis by axis, those left as they are skipped: pooling space costs nothing in time.
+        for axis, matrix in enumerate((self.t, self.y, self.x)):
+            if not _is_eye(matrix):
+                shape = cube.shape
+                stack = cube.reshape(-1, shape[axis], shape[axis + 1 :].numel())
+                cube = matrix @ stack
+                cube = cube.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+        return cube.reshape(len(self), data.shape[1]).to(data.dtype)
+
+    @property
+    def sparse(self) -> bool:
+        """Few sources make each row, so that its TokenMap is the faster way to apply it."""
+        entries = 1
+        for matrix in (self.t, self.y, self.x):
+            entries *= int(torch.count_nonzero(matrix))
+        return entries <= 4 * self.num_sources
 
     def expand(self) -> TokenMap:
         """The same reduction as a TokenMap (kind pooled; anchor: the source of largest weight)."""
@@ -305,3 +318,8 @@ class GridMap:
         kind = torch.full((len(self),), KIND_POOLED, dtype=torch.uint8, device=weight.device)
         return TokenMap(src=src, dst=dst, weight=weight, share=share, anchor=anchor,
                         num_sources=self.num_sources, kind=kind)  # fmt: skip
+
+
+def _is_eye(matrix: Tensor) -> bool:
+    rows, cols = matrix.shape
+    return rows == cols and torch.equal(matrix, torch.eye(rows, device=matrix.device))
