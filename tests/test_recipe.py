@@ -215,7 +215,6 @@ def test_unknown_operator_suggests_the_nearest(name: str) -> None:
         ("tome | pixels", "`pixels` (encoder) cannot follow `tome` (reducer) in the video chain"),
         ("pixels | fps", "`fps` (sampler) cannot follow `pixels` (encoder) in the video chain"),
         ("pixels | pixels", "`pixels` (encoder) cannot follow `pixels` (encoder)"),
-        ("audio: silence-gate", "the audio chain has no encoder"),
         ("budget=5", "the recipe has no steps"),
     ],
 )
@@ -287,3 +286,25 @@ def test_build_names_step_and_parameter(use: str, params: dict[str, Any], words:
     assert all(word in caught.value.message for word in words), caught.value.message
     assert caught.value.code == "recipe.parameter"
     assert caught.value.hint
+
+
+def test_a_chain_without_an_encoder_gets_the_default_one() -> None:
+    assert load_recipe("video: tome").to_line() == "video: fps:fps=2.0 | pixels:cells=16 | tome"
+    assert load_recipe("fps:fps=1.0 | tome").video[0].params == {"fps": 1.0}
+    assert [s.use for s in load_recipe("audio: silence-gate").audio] == ["mel", "silence-gate"]
+
+
+def test_an_operator_is_a_recipe_beside_the_default_of_the_other_stream() -> None:
+    made, auto = load_recipe("tome"), load_recipe("auto")
+    assert [s.use for s in made.video] == ["fps", "pixels", "tome"]
+    assert made.audio == auto.audio
+    assert load_recipe("silence-gate").video == auto.video
+
+
+def test_a_recipe_takes_the_streams_it_does_not_name_from_its_base() -> None:
+    text = 'format = 1\nbase = "auto"\n[[audio.step]]\nuse = "mel"\n'
+    made = from_toml(text)
+    assert made.video == load_recipe("auto").video
+    assert [s.use for s in made.audio] == ["mel"]
+    with pytest.raises(RecipeError, match="no-such"):
+        from_toml(text.replace('"auto"', '"no-such"'))

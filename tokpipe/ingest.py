@@ -25,7 +25,7 @@ from tokpipe.errors import RecipeError
 from tokpipe.flow import prefetch
 from tokpipe.grid import CELL, Grid
 from tokpipe.recipe import build
-from tokpipe.spec import MediaInfo, StepSpec
+from tokpipe.spec import EXTRAS, MediaInfo, StepSpec
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 Progress = Callable[[str, float, float | None], None]
@@ -33,17 +33,22 @@ Progress = Callable[[str, float, float | None], None]
 
 @dataclass(slots=True)
 class Chain:
-    """The operators of one stream, ready to run."""
+    """The operators of one stream, ready to run.
+
+    Attributes:
+        fill: Thresholds, ratios and counts of the steps order candidates; the budget is filled.
+    """
 
     sampler: Any = None
     encoder: Any = None
     reducers: list[Any] = field(default_factory=list)
     steps: tuple[StepSpec, ...] = ()
+    fill: bool = False
 
     @property
     def head(self) -> list[Any]:
         """Canonical steps up to the encoder: what the bank's key depends on."""
-        return [described for kind, described in self._described() if kind != "reducer"]
+        return [d for kind, d in self._described() if kind in ("sampler", "encoder")]
 
     @property
     def encoder_name(self) -> str:
@@ -65,14 +70,14 @@ class Chain:
         return out
 
 
-def build_chain(stream: str, steps: tuple[StepSpec, ...]) -> Chain:
+def build_chain(stream: str, steps: tuple[StepSpec, ...], fill: bool = False) -> Chain:
     """Build the operators of one chain, and check that each gets what it needs.
 
     Raises:
         RecipeError: A wrong parameter, an operator of the other stream, or a need that nothing
             before it meets.
     """
-    made = Chain(steps=steps)
+    made = Chain(steps=steps, fill=fill)
     have: set[str] = set()
     for step in steps:
         operator, kind = build(step), registry.lookup(step.use).kind
@@ -82,7 +87,7 @@ def build_chain(stream: str, steps: tuple[StepSpec, ...]) -> Chain:
             raise RecipeError(
                 f"`{step.use}` is a second sampler in the {stream} chain", hint="keep one of them"
             )
-        if kind == "reducer":
+        if kind in ("reducer", "projector"):
             made.reducers.append(operator)
         else:
             setattr(made, kind, operator)
@@ -99,11 +104,28 @@ def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
         )
     for need in getattr(operator, "needs", ()):
         if need not in have:
-            giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`"}
+            what, hint = _unmet(need)
             raise RecipeError(
-                f"`{name}` needs `{need}`, which nothing before it gives",
-                hint=f"put {giver.get(need, 'an encoder that gives it')} before it",
-            )
+                f"`{name}` needs {what}, which nothing before it gives", hint=hint,
+                code="recipe.needs",
+            )  # fmt: skip
+
+
+def _unmet(need: str) -> tuple[str, str]:
+    """What a need is, and what to do about it."""
+    neural = "that takes a neural encoder; from Python, give a TokenBatch with it to `decide`"
+    if need == "query":
+        return "a text `query`", "that takes an encoder with a text tower"
+    if need == "features":
+        return "`features` of a neural encoder", "cells of the signal have a width of their own"
+    if need == "joint":
+        return "`joint` tokens: sound and picture in one space", (
+            "that takes an omni model's projected tokens, in one TokenBatch"
+        )
+    if need in EXTRAS:
+        return f"`{need}` ({EXTRAS[need]})", neural
+    giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`", "mel": "`mel`"}
+    return f"`{need}`", f"put {giver.get(need, 'an encoder that gives it')} before it"
 
 
 @dataclass(slots=True)

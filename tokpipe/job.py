@@ -89,7 +89,9 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     if not 0 <= options.audio_share <= 1:
         raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
     pick_device(options.device)
-    chains = {stream: build_chain(stream, steps) for stream, steps in made.chains.items()}
+    chains = {
+        stream: build_chain(stream, steps, made.fill) for stream, steps in made.chains.items()
+    }
     budget = options.budget or made.budget
     if budget is None and not _limits_itself(chains):
         budget = Budget.parse(DEFAULT_BUDGET)
@@ -104,4 +106,4 @@ def with_budget(options: Options | None, budget: str | int | Budget | None) -> O
 
 
 def _limits_itself(chains: dict[str, Chain]) -> bool:
-    return any(removes(r) for made in chains.values() for r in made.reducers)
+    return any(removes(r, made.fill) for made in chains.values() for r in made.reducers)

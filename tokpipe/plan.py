@@ -14,7 +14,7 @@ from typing import Any
 
 from tokpipe import registry
 from tokpipe.budget import THIN_AUDIO, Budget, Supply, split_modalities
-from tokpipe.decide import BLOCK, CHUNK, POOL, complete, removes
+from tokpipe.decide import BLOCK, CHUNK, POOL, complete, removes, together
 from tokpipe.decode import probe
 from tokpipe.device import peak_memory_mb
 from tokpipe.digest import fingerprint
@@ -199,7 +199,8 @@ class _Planner:
         offer, layout = self.offer, self.job.options.layout
         if layout == "ragged" or not budget or "video" not in self.chains:
             return budget, offer.exact_video
-        _, final = complete(self.chains["video"].reducers, budgeted=True)
+        _, tail = complete(self.chains["video"], budgeted=True)
+        final = tail[-1]
         if not hasattr(final, "settle"):
             whole = layout == "frames" and budget >= offer.cells
             return (budget // offer.cells * offer.cells if whole else budget), False
@@ -215,10 +216,10 @@ class _Planner:
     def _meets(self) -> bool:
         """No step before the last takes tokens away by itself, so the budget is met exactly."""
         for name, chain in self.chains.items():
-            before = chain.reducers[:-1]
+            before = chain.reducers[: together(chain.reducers, chain.fill)]
             if name == "video":
-                before, _ = complete(chain.reducers, budgeted=True)
-            if not keeps_all(before) or any(removes(r) for r in chain.reducers):
+                before, _ = complete(chain, budgeted=True)
+            if not keeps_all(before) or any(removes(r, chain.fill) for r in chain.reducers):
                 return False
         return True
 
@@ -240,7 +241,7 @@ class _Planner:
             cells = f"{spec.grid[0]}x{spec.grid[1]}" if stream == "video" else "40 ms"
             gives = f"{cells} cells, D {spec.dim} {spec.dtype}"
             tokens = made.candidates[stream]
-        elif final and (made.budget is not None or not removes(self._built(stream, step))):
+        elif final and (made.budget is not None or not self._removes(stream, step)):
             gives, tokens, sure = "kept", made.tokens[stream], made.exact[stream]
         else:
             operator = self._built(stream, step)
@@ -259,14 +260,18 @@ class _Planner:
 
     def _built(self, stream: str, step: StepSpec) -> Any:
         chain: Chain = self.chains[stream]
-        reducers = [s for s in chain.steps if registry.lookup(s.use).kind == "reducer"]
+        kinds = ("reducer", "projector")
+        reducers = [s for s in chain.steps if registry.lookup(s.use).kind in kinds]
         return chain.reducers[reducers.index(step)]
+
+    def _removes(self, stream: str, step: StepSpec) -> bool:
+        return removes(self._built(stream, step), self.chains[stream].fill)
 
     def _pool(self, made: Plan) -> int | None:
         if "video" not in self.chains or self.job.budget is None:
             return None
-        _, final = complete(self.chains["video"].reducers, budgeted=True)
-        if hasattr(final, "settle") or final.scope == "frame":
+        _, tail = complete(self.chains["video"], budgeted=True)
+        if hasattr(tail[-1], "settle") or all(r.scope == "frame" for r in tail):
             return None
         wanted = made.tokens["video"]
         return min(self.offer.video, max(wanted, self.job.options.pool or max(16 * wanted, POOL)))

@@ -8,8 +8,6 @@ A chain is sampler* encoder reducer*. Parameters are numbers, strings, booleans 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -17,18 +15,21 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tokpipe import registry
+from tokpipe._recipe_text import INT_LIMIT, literal, parse_value, plain_value, split_at
 from tokpipe.budget import Budget
 from tokpipe.digest import canonical_json, sha256_text
 from tokpipe.errors import RecipeError, TokpipeError, error_context
 from tokpipe.spec import MODALITIES, StepSpec
 
 FORMAT = 1
-_BARE = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
 _NAME = re.compile(r"[a-z][a-z0-9\-]*")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
-_STAGES = {"sampler": 0, "encoder": 1, "reducer": 2}
-_WORDS = {"true", "false", "inf", "nan"}
-_INT_LIMIT = 1 << 63
+_STAGES = {"sampler": 0, "encoder": 1, "reducer": 2, "projector": 2}
+#: The preset whose sampler and encoder stand in where a chain names none.
+_DEFAULT = "auto"
+#: What a preset may say about itself beside its steps; see ``tokpipe.card``.
+_KEYS = ("format", "summary", "base", "budget", "seed", "fill", "video", "audio")
+_ABOUT = ("source", "golden", "where", "aliases")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class Recipe:
     Attributes:
         video, audio: Chains of steps; an empty chain leaves that stream out.
         budget: None takes the command's.
+        fill: Thresholds, ratios and counts of the steps only order the candidates: the budget is
+            filled. Presets say so; in a recipe of one's own, what a step is told holds.
         summary: One line for people (presets); not part of the digest.
     """
 
@@ -45,6 +48,7 @@ class Recipe:
     audio: tuple[StepSpec, ...] = ()
     budget: Budget | None = None
     seed: int = 0
+    fill: bool = False
     summary: str = field(default="", compare=False)
 
     @property
@@ -59,7 +63,8 @@ class Recipe:
             for name, chain in self.chains.items()
         }
         budget = str(self.budget) if self.budget else None
-        return {"format": FORMAT, "budget": budget, "seed": self.seed, **chains}
+        fill = {"fill": True} if self.fill else {}
+        return {"format": FORMAT, "budget": budget, "seed": self.seed, **fill, **chains}
 
     @property
     def digest(self) -> str:
@@ -79,22 +84,30 @@ class Recipe:
             )
         if self.seed:
             parts.append(f"seed={self.seed}")
+        if self.fill:
+            parts.append("fill=true")
         return "; ".join(parts)
 
     def to_toml(self) -> str:
         """The TOML form."""
         lines = [f"format = {FORMAT}"]
         if self.summary:
-            lines.append(f"summary = {_literal(self.summary, bare=False)}")
+            lines.append(f"summary = {literal(self.summary, bare=False)}")
         if self.budget:
             lines.append(f'budget = "{self.budget}"')
         if self.seed:
             lines.append(f"seed = {self.seed}")
+        if self.fill:
+            lines.append("fill = true")
         for name, chain in self.chains.items():
             for step in chain:
                 lines += ["", f"[[{name}.step]]", f'use = "{step.use}"']
-                lines += [f"{k} = {_literal(v, bare=False)}" for k, v in step.params.items()]
+                lines += [f"{k} = {literal(v, bare=False)}" for k, v in step.params.items()]
         return "\n".join(lines) + "\n"
+
+    def over(self, base: Recipe) -> Recipe:
+        """A copy with the streams that have no chain taken from ``base``."""
+        return replace(self, video=self.video or base.video, audio=self.audio or base.audio)
 
     def with_budget(self, budget: Budget | None) -> Recipe:
         """A copy with another budget."""
@@ -102,15 +115,20 @@ class Recipe:
 
 
 def load_recipe(text: str) -> Recipe:
-    """Read a preset's name, a path of a TOML file, or a one-line recipe.
+    """Read a name, a path of a TOML file, or a one-line recipe.
+
+    The name of a preset, of an operator (with its defaults, the other stream as in ``auto``), or an
+    alias of either.
 
     Raises:
         RecipeError: With the place in the text, and what would be right.
     """
-    known = registry.entries()
     stripped = text.strip()
-    if stripped in known and known[stripped].kind == "preset":
-        return from_toml(Path(known[stripped].target).read_text(encoding="utf-8"), stripped)
+    named = registry.entries().get(registry.aliases().get(stripped, stripped))
+    if named is not None and named.kind == "preset":
+        return from_toml(Path(named.target).read_text(encoding="utf-8"), named.name)
+    if named is not None and named.kind in ("reducer", "projector"):
+        return _of_operator(named.name)
     if stripped.endswith(".toml") and not any(c in stripped for c in "|;"):
         try:
             return from_toml(Path(stripped).read_text(encoding="utf-8"), stripped)
@@ -120,9 +138,16 @@ def load_recipe(text: str) -> Recipe:
             raise RecipeError(
                 f"cannot read recipe `{stripped}`: {error}", hint="check the path"
             ) from error
-    if _NAME.fullmatch(stripped) and stripped not in known:
+    if _NAME.fullmatch(stripped) and named is None:
         registry.lookup(stripped)
     return from_line(text)
+
+
+def _of_operator(name: str) -> Recipe:
+    """One operator behind the default encoder, the other stream as in the default preset."""
+    stream = getattr(registry.load(name), "modalities", MODALITIES)[0]
+    made = _checked({stream: (StepSpec(use=name),)}, None, 0, False, name)
+    return made.over(load_recipe(_DEFAULT))
 
 
 def from_toml(text: str, name: str = "recipe") -> Recipe:
@@ -134,6 +159,9 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
     if raw.pop("format", FORMAT) != FORMAT:
         raise RecipeError(f"recipe format is not {FORMAT}", where=name, hint="update tokpipe")
     summary, budget, seed = raw.pop("summary", ""), raw.pop("budget", None), raw.pop("seed", 0)
+    base, fill = raw.pop("base", None), raw.pop("fill", False)
+    for key in _ABOUT:
+        raw.pop(key, None)
     chains: dict[str, tuple[StepSpec, ...]] = {}
     for stream in MODALITIES:
         table = raw.pop(stream, {})
@@ -155,15 +183,20 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
         raise RecipeError(
             f"unknown key `{next(iter(raw))}`",
             where=name,
-            hint="known: format, summary, budget, seed, video, audio",
+            hint=f"known: {', '.join(_KEYS + _ABOUT)}",
         )
-    return _checked(chains, budget, seed, str(summary), name)
+    made = _checked(chains, budget, seed, fill, name)
+    made = replace(made, summary=str(summary))
+    if base is None:
+        return made
+    with error_context(name):
+        return made.over(load_recipe(str(base)))
 
 
 def _step(raw: Any, where: str) -> StepSpec:
     if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
         raise RecipeError('a step needs `use = "operator"`', where=where)
-    params = {k: _plain(v, where) for k, v in raw.items() if k != "use"}
+    params = {k: plain_value(v, where) for k, v in raw.items() if k != "use"}
     for key in params:
         if not _KEY.fullmatch(key):
             raise RecipeError(
@@ -179,20 +212,20 @@ def from_line(text: str) -> Recipe:
     chains: dict[str, tuple[StepSpec, ...]] = {}
     options: dict[str, Any] = {}
     offset = 0
-    for part in _split(text, ";"):
+    for part in split_at(text, ";"):
         label = re.match(r"\s*(video|audio)\s*:(?!\w+\s*=)", part)
         stream = label[1] if label else "video"
         body = part[label.end() :] if label else part
         start = offset + (label.end() if label else 0)
         steps = []
-        for piece in _split(body, "|"):
+        for piece in split_at(body, "|"):
             column = start + len(piece) - len(piece.lstrip()) + 1
             start += len(piece) + 1
-            option = re.fullmatch(r"\s*(budget|seed)\s*=\s*(.+?)\s*", piece)
+            option = re.fullmatch(r"\s*(budget|seed|fill)\s*=\s*(.+?)\s*", piece)
             if option and option[1] in options:
                 raise RecipeError(f"two values for {option[1]}", where=f"column {column}")
             if option:
-                options[option[1]] = _value(option[2], f"column {column}")
+                options[option[1]] = parse_value(option[2], f"column {column}")
             elif piece.strip():
                 steps.append(_parse_step(piece.strip(), f"column {column}"))
             elif label or "|" in part:
@@ -204,7 +237,8 @@ def from_line(text: str) -> Recipe:
                 raise RecipeError(f"two chains for {stream}", where=f"column {offset + 1}")
             chains[stream] = tuple(steps)
         offset += len(part) + 1
-    return _checked(chains, options.get("budget"), options.get("seed", 0), "", "recipe")
+    seed, fill = options.get("seed", 0), options.get("fill", False)
+    return _checked(chains, options.get("budget"), seed, fill, "recipe")
 
 
 def _parse_step(text: str, where: str) -> StepSpec:
@@ -216,7 +250,7 @@ def _parse_step(text: str, where: str) -> StepSpec:
             hint="write operator:parameter=value",
         )
     params: dict[str, Any] = {}
-    for piece in _split(rest, ",") if colon else []:
+    for piece in split_at(rest, ",") if colon else []:
         key, equals, value = piece.partition("=")
         if (
             not equals
@@ -229,79 +263,12 @@ def _parse_step(text: str, where: str) -> StepSpec:
                 where=where,
                 hint="write parameter=value, each once",
             )
-        params[key.strip()] = _value(value.strip(), where)
+        params[key.strip()] = parse_value(value.strip(), where)
     return _canonical_step(name.strip(), params, where)
 
 
-def _split(text: str, mark: str) -> list[str]:
-    """Split at ``mark`` outside double quotes and brackets."""
-    parts, depth, quoted, escaped, last = [], 0, False, False, 0
-    for i, char in enumerate(text):
-        if escaped:
-            escaped = False
-        elif char == "\\" and quoted:
-            escaped = True
-        elif char == '"':
-            quoted = not quoted
-        elif not quoted and char in "[]":
-            depth += 1 if char == "[" else -1
-        elif not quoted and depth == 0 and char == mark:
-            parts.append(text[last:i])
-            last = i + 1
-    return [*parts, text[last:]]
-
-
-def _value(text: str, where: str) -> Any:
-    try:
-        raw = tomllib.loads(f"x = {text}")
-    except tomllib.TOMLDecodeError:
-        return _plain(text, where)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"cannot read `{text[:40]}`: {error}", where=where) from error
-    if set(raw) != {"x"}:
-        raise RecipeError(f"`{text[:40]}` is more than one value", where=where)
-    return _plain(raw["x"], where)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A parameter's value, lists as tuples; whatever both forms and the digest can write."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item, where) for item in value)
-    bad = (
-        not isinstance(value, bool | int | float | str)
-        or (isinstance(value, float) and not math.isfinite(value))
-        or (isinstance(value, int) and not -_INT_LIMIT <= value < _INT_LIMIT)
-        or (isinstance(value, str) and not _encodable(value))
-    )
-    if bad:
-        raise RecipeError("a value is not a finite number, text, boolean or list", where=where)
-    return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _literal(value: Any, *, bare: bool = True) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_literal(v, bare=False) for v in value) + "]"
-    text = str(value)
-    if bare and _BARE.fullmatch(text) and text not in _WORDS:
-        return text
-    # JSON leaves DEL as it is, which TOML does not allow.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 def _step_text(step: StepSpec) -> str:
-    params = ",".join(f"{k}={_literal(v)}" for k, v in step.params.items())
+    params = ",".join(f"{k}={literal(v)}" for k, v in step.params.items())
     return f"{step.use}:{params}" if params else step.use
 
 
@@ -318,29 +285,45 @@ def _canonical_step(use: str, params: dict[str, Any], where: str) -> StepSpec:
             where=where,
             hint=f"use it as --recipe {use}",
         )
-    return StepSpec(use=use, params=dict(sorted(params.items())))
+    return StepSpec(use=entry.name, params=dict(sorted(params.items())))
 
 
-def _checked(chains: dict[str, Any], budget: Any, seed: Any, summary: str, where: str) -> Recipe:
+def _checked(chains: dict[str, Any], budget: Any, seed: Any, fill: Any, where: str) -> Recipe:
     if not any(chains.values()):
         raise RecipeError(
             "the recipe has no steps",
             where=where,
-            hint="name at least an encoder, for example `pixels`",
+            hint="name at least one, for example `pixels` or `tome`",
         )
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < _INT_LIMIT:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < INT_LIMIT:
         raise RecipeError("seed must be a whole number from 0 to 2^63 - 1", where=where)
+    if not isinstance(fill, bool):
+        raise RecipeError("fill must be true or false", where=where)
+    chains = {stream: _with_head(stream, chain) for stream, chain in chains.items()}
     for stream, chain in chains.items():
         _check_order(stream, chain, where)
     with error_context(where):
-        parsed = None if budget is None else Budget.parse(_plain(budget, where))
+        parsed = None if budget is None else Budget.parse(plain_value(budget, where))
     return Recipe(
         video=chains.get("video", ()),
         audio=chains.get("audio", ()),
         budget=parsed,
         seed=seed,
-        summary=summary,
+        fill=fill,
     )
+
+
+def _with_head(stream: str, chain: tuple[StepSpec, ...]) -> tuple[StepSpec, ...]:
+    """The chain with the default encoder, and its sampler, where it names none."""
+    kinds = [registry.lookup(step.use).kind for step in chain]
+    if not chain or "encoder" in kinds:
+        return chain
+    head = [
+        step for step in load_recipe(_DEFAULT).chains[stream]
+        if registry.lookup(step.use).kind in ("sampler", "encoder")
+    ]  # fmt: skip
+    own = kinds.count("sampler")
+    return (*chain[:own], *(head[1:] if own and len(head) > 1 else head), *chain[own:])
 
 
 def _check_order(stream: str, chain: tuple[StepSpec, ...], where: str) -> None:
@@ -355,10 +338,6 @@ def _check_order(stream: str, chain: tuple[StepSpec, ...], where: str) -> None:
                 f"`{right.use}` ({b}) cannot follow `{left.use}` ({a}) in the {stream} chain",
                 where=where, hint="the order is samplers, one encoder, reducers",
             )  # fmt: skip
-    if "encoder" not in kinds:
-        raise RecipeError(
-            f"the {stream} chain has no encoder", where=where, hint="add `pixels` or `mel`"
-        )
 
 
 def build(step: StepSpec) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import re
 import tomllib
 from dataclasses import dataclass, is_dataclass
 from functools import cache
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 from tokpipe.errors import RecipeError, UnknownOperator
 
-Kind = Literal["sampler", "encoder", "reducer", "preset"]
+Kind = Literal["sampler", "encoder", "reducer", "projector", "preset"]
 _ROOT = Path(__file__).parent
 _FOLDERS: tuple[tuple[Kind, str], ...] = (
     ("sampler", "sample"),
@@ -28,6 +30,7 @@ _GROUPS: dict[str, Kind] = {
     "tokpipe.encoders": "encoder",
     "tokpipe.compressors": "reducer",
 }
+_ALIASES = re.compile(r"^    aliases: ClassVar\[tuple\[str, \.\.\.\]\] = (\(.*?\))$", re.M | re.S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,11 @@ class Entry:
     """One name of the flat namespace.
 
     Attributes:
-        mechanism: The survey's mechanism (folder under ``compress``), or the kind.
+        mechanism: The survey's mechanism (folder under ``compress``), or the kind. A sampler that
+            chooses among encoded frames is a reducer whose mechanism is ``sampler``.
         target: Module to import, or path of a preset.
         plugin: Distribution it comes from, None for our own.
+        aliases: Other names of the same thing.
     """
 
     name: str
@@ -46,38 +51,55 @@ class Entry:
     summary: str
     target: str
     plugin: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @cache
 def entries() -> dict[str, Entry]:
-    """Every name, sorted. Raises RecipeError when two share one."""
+    """Every entry by its own name, sorted. Raises RecipeError when two share a name or alias."""
     found: dict[str, Entry] = {}
     for entry in (*_operators(), *_presets(), *_plugins()):
-        if entry.name in found:
-            other = found[entry.name]
-            raise RecipeError(
-                f"two operators are called `{entry.name}`: {other.target} and {entry.target}",
-                hint="rename one, or uninstall the plug-in",
-            )
-        found[entry.name] = entry
-    return dict(sorted(found.items()))
+        for name in (entry.name, *entry.aliases):
+            if name in found:
+                raise RecipeError(
+                    f"two operators are called `{name}`: {found[name].target} and {entry.target}",
+                    hint="rename one, or uninstall the plug-in",
+                )
+            found[name] = entry
+    return {name: entry for name, entry in sorted(found.items()) if name == entry.name}
+
+
+@cache
+def aliases() -> dict[str, str]:
+    """The name each alias stands for, sorted."""
+    return dict(sorted((a, e.name) for e in entries().values() for a in e.aliases))
 
 
 def _operators() -> list[Entry]:
     out = []
-    for kind, folder in _FOLDERS:
+    for folder_kind, folder in _FOLDERS:
         for path in sorted((_ROOT / folder).glob("[a-z]*.py")):
-            module = "tokpipe." + folder.replace("/", ".") + "." + path.stem
-            mechanism = folder.rpartition("/")[2] if kind == "reducer" else kind
-            name = path.stem.replace("_", "-")
-            out.append(Entry(name, kind, mechanism, _summary(path), module))
+            # Read, not imported: every start lists them.
+            text = path.read_text(encoding="utf-8")
+            kind = folder_kind
+            if "\n    def project(" in text:
+                kind = "projector"
+            elif "\n    def decide(" in text:
+                kind = "reducer"
+            found = _ALIASES.search(text)
+            out.append(
+                Entry(
+                    path.stem.replace("_", "-"), kind, folder.rpartition("/")[2]
+                    if folder.startswith("compress") else folder_kind, _summary(text),
+                    "tokpipe." + folder.replace("/", ".") + "." + path.stem,
+                    aliases=ast.literal_eval(found[1]) if found else (),
+                )
+            )  # fmt: skip
     return out
 
 
-def _summary(path: Path) -> str:
-    # The docstring opens the file; parsing the whole of every operator would slow every start.
-    with path.open(encoding="utf-8") as stream:
-        first = stream.readline().strip()
+def _summary(text: str) -> str:
+    first = text.partition("\n")[0].strip()
     return (
         first.removeprefix('"""').removesuffix('"""').rstrip(".") if first.startswith('"""') else ""
     )
@@ -87,8 +109,11 @@ def _presets() -> list[Entry]:
     out = []
     for path in sorted((_ROOT / "recipes").glob("*.toml")):
         with path.open("rb") as stream:
-            summary = str(tomllib.load(stream).get("summary", ""))
-        out.append(Entry(path.stem, "preset", "preset", summary, str(path)))
+            raw = tomllib.load(stream)
+        out.append(
+            Entry(path.stem, "preset", "preset", str(raw.get("summary", "")), str(path),
+                  aliases=tuple(raw.get("aliases", ())))
+        )  # fmt: skip
     return out
 
 
@@ -107,10 +132,10 @@ def names(kind: Kind | None = None) -> list[str]:
 
 
 def lookup(name: str) -> Entry:
-    """Find a name. Raises UnknownOperator with the nearest names."""
-    entry = entries().get(name)
+    """Find a name or an alias. Raises UnknownOperator with the nearest names."""
+    entry = entries().get(aliases().get(name, name))
     if entry is None:
-        near = difflib.get_close_matches(name, entries(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*entries(), *aliases()], n=3, cutoff=0.6)
         hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else None
         raise UnknownOperator(
             f"unknown operator `{name}`", hint=hint or "list them with `tokpipe ops list`"

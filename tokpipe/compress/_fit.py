@@ -18,8 +18,10 @@ from tokpipe.errors import BudgetError
 from tokpipe.protocols import Reducer
 from tokpipe.tensors import GridMap, Query, TokenBatch, TokenMap
 
-#: Halvings of a threshold's range; enough for float32 values.
+#: Halvings of a threshold's range at most, and the part of the target that ends the search early:
+#: what is missing is filled by score, while each further step costs a whole decision.
 _STEPS = 32
+_CLOSE = 0.98
 
 
 def fit_budget(
@@ -65,6 +67,44 @@ def fit_budget(
     if exact and len(decision) < target:
         decision = fill(decision, tokens, target)
     return decision
+
+
+def fit_chain(
+    reducers: Sequence[Reducer],
+    tokens: TokenBatch,
+    budget: int,
+    query: Query | None = None,
+    *,
+    exact: bool = True,
+) -> TokenMap:
+    """Reduce ``tokens`` to a budget with several rules, one after the other.
+
+    Each rule but the last goes by its own count, and the last one fits what they leave. Where
+    that is no more than the budget the rules after are not asked, and sources are filled in.
+    """
+    made: TokenMap | None = None
+    rows = tokens
+    for reducer in reducers[:-1]:
+        step = expanded(reducer.decide(rows, None, query))
+        made = step if made is None else made.then(step)
+        if len(made) <= budget:
+            return fill(made, tokens, min(budget, len(tokens))) if exact else made
+        rows = rows.reduce(step)
+    last = fit_budget(reducers[-1], rows, budget, query, exact=exact)
+    return last if made is None else made.then(last)
+
+
+def own_count(
+    reducers: Sequence[Reducer], tokens: TokenBatch, budget: int | None, query: Query | None = None
+) -> TokenMap:
+    """What the rules keep by their own counts, one after the other; a budget only bounds it."""
+    made: TokenMap | None = None
+    rows = tokens
+    for reducer in reducers:
+        step = expanded(reducer.decide(rows, None, query))
+        made, rows = step if made is None else made.then(step), rows.reduce(step)
+    kept = TokenMap.identity(len(tokens), tokens.data.device) if made is None else made
+    return kept if budget is None or len(kept) <= budget else trim(kept, tokens, budget)
 
 
 def allocate_frames(counts: Sequence[int], budget: int) -> list[int]:
@@ -189,7 +229,8 @@ def _bisect(
     low_count, high_count = count(low), count(high)
     rising = high_count > low_count
     for _ in range(_STEPS):
-        if len(best) == target or low_count == high_count:
+        near = _CLOSE * target <= len(best) <= target
+        if near or low_count == high_count:
             break
         middle = (low + high) / 2
         if (count(middle) > target) == rising:

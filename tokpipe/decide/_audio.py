@@ -10,8 +10,8 @@ import torch
 
 from tokpipe.budget import Supply, largest_remainder
 from tokpipe.cache.bank import Bank
-from tokpipe.compress._fit import expanded, fit_budget
-from tokpipe.decide._stream import meets_budget
+from tokpipe.compress._fit import expanded, fit_chain, own_count
+from tokpipe.decide._stream import meets_budget, removes, together
 from tokpipe.ingest import Chain
 from tokpipe.recipe import build
 from tokpipe.spec import MODALITY_CODE, StepSpec
@@ -44,8 +44,10 @@ class AudioSide:
         elif budgeted and getattr(reducers[-1], "drop", False):
             # What a gate was told to remove must not fill the budget again.
             reducers.append(build(StepSpec(use=_TAIL[-1])))
-        self.scorers: list[Any] = reducers[:-1]
-        self.final: Any = reducers[-1] if reducers else None
+        cut = together(reducers, chain.fill) if budgeted else len(reducers) - 1
+        self.scorers: list[Any] = reducers[:cut] if reducers else []
+        self.tail: list[Any] = reducers[cut:] if reducers else []
+        self.holds = bool(self.tail) and removes(self.tail[-1], chain.fill)
         self.light = all(
             getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers
         )
@@ -91,8 +93,8 @@ class AudioSide:
 
     def _count(self, a: int, b: int) -> Supply:
         tokens = self._scored(a, b)[0]
-        if hasattr(self.final, "worth"):
-            return Supply(self.final.worth(tokens), len(tokens))
+        if len(self.tail) == 1 and hasattr(self.tail[0], "worth"):
+            return Supply(self.tail[0].worth(tokens), len(tokens))
         return Supply(int((tokens.score != 0).sum()), len(tokens))
 
     def _scored(self, a: int, b: int) -> tuple[TokenBatch, TokenMap | None]:
@@ -105,13 +107,13 @@ class AudioSide:
 
     def _decide(self, a: int, b: int, budget: int | None) -> TokenBatch:
         tokens, done = self._scored(a, b)
-        if self.final is None:
+        if not self.tail:
             return tokens
         placed = tokens.to(self.device)
-        if budget is None:
-            tmap = expanded(self.final.decide(placed, None)).to("cpu")
+        if budget is None or self.holds:
+            tmap = own_count(self.tail, placed, budget).to("cpu")
         else:
-            tmap = fit_budget(self.final, placed, budget).to("cpu")
+            tmap = fit_chain(self.tail, placed, budget).to("cpu")
         rows = tokens.reduce(tmap)
         if not self.light:
             return rows

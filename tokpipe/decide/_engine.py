@@ -60,8 +60,8 @@ def check_layout(chains: dict[str, Chain], layout: Layout, *, budgeted: bool = T
     """Raise RecipeError when the video chain cannot give this layout."""
     if "video" not in chains or layout == "ragged":
         return
-    _, final = complete(chains["video"].reducers, budgeted=budgeted)
-    offered = tuple(getattr(final, "layouts", ("ragged",)))
+    _, tail = complete(chains["video"], budgeted=budgeted)
+    offered = tuple(tail[-1].layouts) if tail else ("ragged",)
     if layout not in offered:
         raise RecipeError(
             f"this recipe cannot give the layout `{layout}`",

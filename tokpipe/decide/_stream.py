@@ -17,18 +17,41 @@ def is_stream(reducer: Any) -> bool:
 
 
 def meets_budget(reducer: Any) -> bool:
-    """The reducer takes a budget: it is no mere scorer of a stream."""
-    return not is_stream(reducer) or hasattr(reducer, "settle")
+    """The reducer takes a budget: it is no mere scorer of a stream, and no projector."""
+    return hasattr(reducer, "decide") or hasattr(reducer, "settle")
 
 
-def removes(reducer: Any) -> bool:
-    """The reducer was told to remove tokens, by a threshold, a ratio or a count of its own."""
+def removes(reducer: Any, fill: bool = False) -> bool:
+    """The reducer was told to remove tokens, by a threshold, a ratio or a count of its own.
+
+    Args:
+        reducer: Any reducer; a projector always removes, since it makes new candidates.
+        fill: The recipe says that what its steps are told orders candidates: the budget is filled.
+    """
+    if hasattr(reducer, "project"):
+        return True
+    if fill:
+        return False
     if getattr(reducer, "drop", False):
         return True
-    if is_stream(reducer):
-        return getattr(reducer, "threshold", None) is not None
+    plain = type(reducer)()
+    if any(getattr(reducer, k, None) != getattr(plain, k, None) for k in ("threshold", "ratio")):
+        return True
     # Counts of its own show against the same rule with nothing set.
-    return bool(reducer.out_count(1000, None) != type(reducer)().out_count(1000, None))
+    return not is_stream(reducer) and reducer.out_count(1000, None) != plain.out_count(1000, None)
+
+
+def together(reducers: list[Any], fill: bool) -> int:
+    """Index of the first reducer that is decided with the last: one with a count of its own.
+
+    What such a step leaves is only an order of the candidates where a budget asks for more, so it
+    cannot remove rows on the way; a step that was told to remove does so for good.
+    """
+    for i, reducer in enumerate(reducers[:-1]):
+        thins = hasattr(reducer, "decide") and reducer.out_count(1000, None) != (1000, True)
+        if thins and not removes(reducer, fill):
+            return i
+    return len(reducers) - 1
 
 
 def through_stream(blocks: Iterable[TokenBatch], reducer: Any, state: Any) -> Iterator[TokenBatch]:
@@ -53,7 +76,9 @@ def through_stream(blocks: Iterable[TokenBatch], reducer: Any, state: Any) -> It
 def through_all(blocks: Iterator[TokenBatch], reducers: list[Any]) -> Iterator[TokenBatch]:
     """Push blocks through reducers that come before the last: they score, or remove if told to."""
     for reducer in reducers:
-        if is_stream(reducer):
+        if hasattr(reducer, "project"):
+            blocks = _projected(blocks, reducer)
+        elif is_stream(reducer):
             blocks = through_stream(blocks, reducer, reducer.start(None, None))
         else:
             blocks = _by_block(blocks, reducer)
@@ -63,6 +88,11 @@ def through_all(blocks: Iterator[TokenBatch], reducers: list[Any]) -> Iterator[T
 def _by_block(blocks: Iterator[TokenBatch], reducer: Any) -> Iterator[TokenBatch]:
     for block in by_frame(blocks) if reducer.scope == "frame" else blocks:
         yield block.reduce(expanded(reducer.decide(block, None)))
+
+
+def _projected(blocks: Iterator[TokenBatch], projector: Any) -> Iterator[TokenBatch]:
+    for block in by_frame(blocks) if projector.scope == "frame" else blocks:
+        yield projector.project(block)
 
 
 def by_frame(blocks: Iterable[TokenBatch]) -> Iterator[TokenBatch]:

@@ -10,8 +10,15 @@ import torch
 
 from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
-from tokpipe.compress._fit import allocate_frames, expanded, fit_budget, trim
-from tokpipe.decide._stream import by_frame, meets_budget, removes, through_all, through_stream
+from tokpipe.compress._fit import allocate_frames, fit_chain, own_count
+from tokpipe.decide._stream import (
+    by_frame,
+    meets_budget,
+    removes,
+    through_all,
+    through_stream,
+    together,
+)
 from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.ingest import Chain
 from tokpipe.recipe import build
@@ -42,7 +49,9 @@ class VideoSide:
         self.bank, self.limit, self.pool, self.device = bank, limit, pool, device
         self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
         self.cells = self.grid[0] * self.grid[1]
-        self.scorers, self.final = complete(chain.reducers, budgeted=limit is not None)
+        self.fill = chain.fill
+        self.scorers, self.tail = complete(chain, budgeted=limit is not None)
+        self.final: Any = self.tail[-1] if self.tail else None
         self.pts = bank.frames()["pts"].copy()
         self.supply, self.frames, self.source, self.settled = Supply(), 0, 0, 0
         self.first = self.last = 0
@@ -61,7 +70,7 @@ class VideoSide:
             for block in self._scored():
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
-        elif any(removes(r) for r in self.scorers):
+        elif any(removes(r, self.fill) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
             self.supply = Supply(count, count)
         else:
@@ -133,10 +142,10 @@ class VideoSide:
         if budget is None and getattr(self.final, "scope", "") == "video":
             return self._fit(self._gather(0), None, exact=False)
         if budget is None:
-            parts = [*through_all(self._scored(), [self.final] if self.final is not None else [])]
+            parts = [*through_all(self._scored(), self.tail)]
             return TokenBatch.cat(parts) if parts else self._empty()
         exact = layout == "ragged"
-        if self.final.scope == "frame" or each is not None:
+        if all(r.scope == "frame" for r in self.tail) or each is not None:
             counts = [len(frame) for frame in by_frame(self._scored())]
             caps = counts if each is None else [min(each, n) for n in counts]
             share = allocate_frames if exact else _equal_frames
@@ -150,18 +159,15 @@ class VideoSide:
 
     def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
-        if budget is None or removes(self.final):
+        if budget is None or removes(self.final, self.fill):
             # What the rule was told to remove stays out; the budget only bounds the rest.
-            rows = expanded(self.final.decide(placed, None))
-            if budget is not None and len(rows) > budget:
-                rows = trim(rows, placed, budget)
-            return placed.reduce(rows).to("cpu")
-        return placed.reduce(fit_budget(self.final, placed, budget, exact=exact)).to("cpu")
+            return placed.reduce(own_count(self.tail, placed, budget)).to("cpu")
+        return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact)).to("cpu")
 
     def _gather(self, budget: int) -> TokenBatch:
         """The pool: every candidate, or as many as it holds."""
         room = max(budget, self.pool or max(16 * budget, POOL))
-        if "frames" in getattr(self.final, "layouts", ()):
+        if any("frames" in r.layouts or getattr(r, "whole_frames", False) for r in self.tail):
             count = min(self.frames, max(1, room // self.cells, -(-budget // self.cells)))
             if count < self.frames:
                 wanted = [
@@ -196,22 +202,26 @@ def _equal_frames(caps: list[int], budget: int) -> list[int]:
     return [min(budget // count, cap) if i in chosen else 0 for i, cap in enumerate(caps)]
 
 
-def complete(reducers: list[Any], *, budgeted: bool) -> tuple[list[Any], Any]:
-    """Split a chain into what comes before and the reducer that meets the budget.
+def complete(chain: Chain, *, budgeted: bool) -> tuple[list[Any], list[Any]]:
+    """Split a chain into what comes before and the reducers that meet the budget together.
 
     A chain that only encodes or only scores gets the default tail; one whose reducers were told to
-    remove tokens gets the best-scored of the rest.
+    remove tokens gets the best-scored of the rest, one that projects an even part.
     """
+    reducers = chain.reducers
     if not budgeted:
         # Without a budget a selector has nothing to meet; the rules before it decide.
         rules = [r for r in reducers if not hasattr(r, "settle")]
-        return (rules[:-1], rules[-1]) if rules else ([], None)
+        return rules[:-1], rules[-1:]
     if reducers and meets_budget(reducers[-1]):
-        return reducers[:-1], reducers[-1]
-    if any(removes(r) for r in reducers):
-        return reducers, build(StepSpec(use="top-k"))
+        cut = together(reducers, chain.fill)
+        return reducers[:cut], reducers[cut:]
+    if reducers and hasattr(reducers[-1], "project"):
+        return reducers, [build(StepSpec(use="uniform-tokens"))]
+    if any(removes(r, chain.fill) for r in reducers):
+        return reducers, [build(StepSpec(use="top-k"))]
     head = reducers or [build(StepSpec(use=_SCORER))]
-    return head, build(StepSpec(use=_SELECTOR))
+    return head, [build(StepSpec(use=_SELECTOR))]
 
 
 def _best(score: torch.Tensor, count: int) -> torch.Tensor:
