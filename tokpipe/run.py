@@ -202,8 +202,11 @@ class _Item:
         sweep_stale(self.target.parent)
         with CacheWriter(self.target, force=o.force) as writer:
             assembler = Assembler(bank, writer, o.audio_codec)
+            pooled: list[tuple[int, int]] = []
             for kept in decide(bank, chains, demand):
                 assembler.add(kept)
+                if kept.pooled is not None:
+                    pooled.append((kept.pooled, kept.source))
                 if self.progress is not None:
                     self.progress(
                         "compress",
@@ -220,7 +223,7 @@ class _Item:
                     hint="give the stream that is there a share of it",
                 )
             self.speech = _speech(found, chains, o.device)
-            self._warn(info, found, done.tokens)
+            self._warn(info, found, done.tokens, pooled)
             began = time.perf_counter()
             assembler.finish(self._metadata(info, chains, found))
             record.seconds["write"] = time.perf_counter() - began
@@ -247,12 +250,19 @@ class _Item:
             **describe_run(info, found.bank, kept, self.record.warnings),
         }  # fmt: skip
 
-    def _warn(self, info: MediaInfo, found: Ingested, tokens: dict[str, int]) -> None:
+    def _warn(
+        self, info: MediaInfo, found: Ingested, tokens: dict[str, int],
+        pooled: list[tuple[int, int]],
+    ) -> None:  # fmt: skip
         """Collect notes; say aloud what the budget cannot carry and what it left unused."""
         notes = [*notes_of(info, found.bank), *_thin(found, tokens, self.speech)]
         for name, stream in (("video", info.video), ("audio", info.audio)):
             if stream is not None and name not in self.job.chains:
                 notes.append((f"{name}-left-out", f"the recipe has no chain for {name}"))
+        if pooled:
+            seen, source = (sum(counts) for counts in zip(*pooled, strict=True))
+            text = f"the recipe decides on all video tokens at once: {seen} of {source} fit"
+            notes.append(("pool", f"{text}; raise --pool to let it see more"))
         total, budget = sum(tokens.values()), self.job.budget
         if budget is not None and budget.form == "total":
             self.record.unused = max(0, int(budget.amount) - total)

@@ -25,12 +25,15 @@ class Kept:
     Attributes:
         priority: float64 [K] in (0, 1): low ones are given up last; comparable across windows.
         source: Candidates they were chosen from.
+        pooled: Candidates that the pool held for a rule that sees them all at once, None where
+            every candidate was looked at.
     """
 
     stream: str
     tokens: TokenBatch
     priority: Tensor
     source: int
+    pooled: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +102,7 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
                 audio_n = min(audio_n + video_n - video.settled, audio.supply.total)
             tokens, priority = video.rows()
             purse.spent += len(tokens)
-            yield Kept("video", tokens, priority, video.source)
+            yield Kept("video", tokens, priority, video.source, video.pooled)
         if audio is not None:
             tokens, priority = audio.rows(audio_n)
             purse.spent += len(tokens)

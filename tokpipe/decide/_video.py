@@ -40,6 +40,7 @@ class VideoSide:
         frames: Sampled frames in the window.
         source: Their candidates, also those that the chain removes for good.
         settled: Rows the window will give; set by :meth:`settle`.
+        pooled: Candidates the pool could hold of them, None where it held all.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class VideoSide:
         self.final: Any = self.tail[-1] if self.tail else None
         self.pts = bank.frames()["pts"].copy()
         self.supply, self.frames, self.source, self.settled = Supply(), 0, 0, 0
+        self.pooled: int | None = None
         self.first = self.last = 0
         self._state: Any = None
         self._made: TokenBatch | None = None
@@ -62,7 +64,7 @@ class VideoSide:
         """Look at the frames with ``start`` <= pts < ``stop`` and count what they offer."""
         self.first = int(np.searchsorted(self.pts, start)) if start > 0 else 0
         self.last = len(self.pts) if stop is None else int(np.searchsorted(self.pts, stop))
-        self.frames, self._made = self.last - self.first, None
+        self.frames, self._made, self.pooled = self.last - self.first, None, None
         self.source = total = self.frames * self.cells
         if hasattr(self.final, "settle"):
             limit = total if self.limit is None else min(total, self.limit)
@@ -173,12 +175,14 @@ class VideoSide:
                 wanted = [
                     self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)
                 ]
+                self.pooled = count * self.cells
                 return TokenBatch.cat([self._tokens(t, t + 1) for t in wanted])
         held: TokenBatch | None = None
         for block in self._pool_blocks():
             held = block if held is None else TokenBatch.cat([held, block])
             if len(held) > room:
                 held = held.take(_best(held.extras["pool"], room))
+                self.pooled = room
         if held is None:
             return self._empty()
         return held.with_columns(extras={k: v for k, v in held.extras.items() if k != "pool"})  # type: ignore[arg-type]
