@@ -16,10 +16,25 @@ from typing import Any
 from tokpipe import registry
 from tokpipe.registry import Entry
 
+_RULES = ("reducer", "projector")
 #: Columns and names the built-in encoders offer: a need among these is always met.
 BUILT_IN = frozenset(("pixels", "mel", "score", "rms_db", "near_db", "noise_db", "change"))
-_STAGE = {"pixels": "before the encoder", "encoder": "in the encoder; here: outputs",
-          "outputs": "encoder outputs", "llm": "in the LLM; here: outputs"}  # fmt: skip
+#: Where a method runs in its paper, and here.
+STAGES = {
+    "pixels": "before the encoder",
+    "encoder": "encoder; here: outputs",
+    "outputs": "encoder outputs",
+    "llm": "language model; here: outputs",
+}
+#: How an operator meets a budget.
+BUDGETS = {
+    "exact": "its own rule gives exactly the budget",
+    "threshold": "the threshold is searched; the rest is trimmed or filled by score",
+    "count": "a count of its own; trimmed or filled by score",
+    "frames": "whole frames; filled by score where the layout is ragged",
+    "grid": "the largest regular grid; filled by score where the layout is ragged",
+    "project": "new vectors; an even part of them",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +44,13 @@ class Card:
     Attributes:
         mechanism: The survey's: transformation, similarity, attention or query; else the kind.
         modalities: Streams it works on.
-        where: Where the method runs in its paper, and here.
+        where: A key of ``STAGES``, empty for what is no reducer.
         needs: Extra columns, ``query``, ``features`` or ``joint`` that its input must have.
         scope: Context it sees: frame, window, stream, video, or "by parameter".
         causal: It never looks ahead.
-        budget: How it meets a budget.
-        parity: What it was checked against.
+        budget: A key of ``BUDGETS``, empty for what is no reducer.
+        parity: "golden" (checked against results of its authors' code), "spec only" (against its
+            description), or "own" (nothing to compare with).
         steps: Operators of a preset, in order.
         golden: Prefixes of the stored cases that check it.
     """
@@ -81,8 +97,7 @@ def _of_operator(entry: Entry) -> Card:
     return Card(
         name=entry.name, kind=entry.kind, mechanism=entry.mechanism, summary=entry.summary,
         source=source, modalities=tuple(facts.get("modalities", ())),
-        where=_STAGE[facts.get("where", "outputs")]
-        if entry.kind in ("reducer", "projector") else "",
+        where=str(facts.get("where", "outputs")) if entry.kind in _RULES else "",
         needs=tuple(facts.get("needs", ())), scope=str(facts.get("scope", "")),
         causal=bool(facts.get("causal", False)), budget=_budget(entry, facts, parameters),
         parity=_parity(entry.kind, golden, source), golden=golden, aliases=entry.aliases,
@@ -129,25 +144,20 @@ def _literal(value: ast.expr) -> Any:
 
 
 def _budget(entry: Entry, facts: dict[str, Any], parameters: set[str]) -> str:
-    if entry.kind == "projector":
-        return "own count, then an even subset"
     if entry.kind != "reducer":
-        return ""
+        return "project" if entry.kind == "projector" else ""
     if facts.get("exact"):
         return "exact"
     if "threshold" in parameters:
-        return "threshold, searched; then trimmed or filled"
+        return "threshold"
     layouts = facts.get("layouts", ())
-    if layouts and layouts[0] in ("frames", "grid"):
-        return {"frames": "whole frames", "grid": "largest grid"}[layouts[0]]
-    return "own count, trimmed or filled"
+    return layouts[0] if layouts and layouts[0] in ("frames", "grid") else "count"
 
 
 def _parity(kind: str, golden: tuple[str, ...], source: str) -> str:
     if golden:
         return "golden"
-    return "spec only" if kind in ("reducer", "projector") and not source.startswith("tokpipe") \
-        else "no reference"  # fmt: skip
+    return "own" if kind not in _RULES or source.startswith("tokpipe") else "spec only"
 
 
 def _of_preset(entry: Entry) -> Card:
@@ -155,15 +165,15 @@ def _of_preset(entry: Entry) -> Card:
     steps = {stream: [s["use"] for s in raw.get(stream, {}).get("step", ())]
              for stream in ("video", "audio")}  # fmt: skip
     used = [card(use) for chain in steps.values() for use in chain]
-    rules = [c for c in used if c.kind in ("reducer", "projector")]
+    rules = [c for c in used if c.kind in _RULES]
     last = rules[-1] if rules else used[-1]
     golden, source = tuple(raw.get("golden", ())), str(raw.get("source", last.source))
     needs = [need for c in rules for need in c.needs]
-    where = _STAGE[raw["where"]] if "where" in raw else last.where
     return Card(
         name=entry.name, kind="preset", mechanism=last.mechanism, summary=entry.summary,
         source=source, modalities=tuple(s for s, chain in steps.items() if chain),
-        where=where, needs=tuple(dict.fromkeys(needs)), scope=last.scope,
+        where=str(raw.get("where", last.where)),
+        needs=tuple(raw.get("needs", dict.fromkeys(needs))), scope=last.scope,
         causal=all(c.causal for c in rules), budget=last.budget,
         parity=_parity("reducer", golden, source), steps=tuple(c.name for c in used),
         golden=golden, aliases=entry.aliases,

@@ -29,7 +29,7 @@ _STAGES = {"sampler": 0, "encoder": 1, "reducer": 2, "projector": 2}
 _DEFAULT = "auto"
 #: What a preset may say about itself beside its steps; see ``tokpipe.card``.
 _KEYS = ("format", "summary", "base", "budget", "seed", "fill", "video", "audio")
-_ABOUT = ("source", "golden", "where", "aliases")
+_ABOUT = ("source", "golden", "where", "needs", "aliases")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 
 def operator_names(incomplete: str) -> list[tuple[str, str]]:
-    """Operators and presets that begin so, with their summaries."""
-    return _names(incomplete, presets_only=False)
+    """Operators, presets and aliases that begin so, with their summaries."""
+    return _names(incomplete, rules_only=False)
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:
-    """Presets that begin so, with their summaries."""
-    return _names(incomplete, presets_only=True)
+    """Names that begin so and are a recipe by themselves, with their summaries."""
+    return _names(incomplete, rules_only=True)
 
 
-def _names(incomplete: str, *, presets_only: bool) -> list[tuple[str, str]]:
+def _names(incomplete: str, *, rules_only: bool) -> list[tuple[str, str]]:
     from tokpipe import registry
 
+    kinds = ("preset", "reducer", "projector")
     return [
         (name, entry.summary)
-        for name, entry in registry.entries().items()
-        if name.startswith(incomplete) and (entry.kind == "preset" or not presets_only)
+        for entry in registry.entries().values()
+        for name in (entry.name, *entry.aliases)
+        if name.startswith(incomplete) and (entry.kind in kinds or not rules_only)
     ]

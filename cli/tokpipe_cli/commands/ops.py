@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, fields
-from typing import Annotated, Any, get_type_hints
+import json
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tokpipe_cli import options as o
 from tokpipe_cli.boundary import UsageProblem
-from tokpipe_cli.console import Screen, table
+from tokpipe_cli.console import Screen, table, width
 from tokpipe_cli.jsonl import emit, summarise
 
-app = typer.Typer(help="List and show operators and presets.")
-_FACTS = ("source", "scope", "needs", "modalities", "causal", "layouts", "exact", "version")
+if TYPE_CHECKING:
+    from tokpipe.card import Card
+    from tokpipe.survey import Row
+
+
+class _Names(TyperGroup):
+    """A group whose help ends with every name there is."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The usual help, then the names."""
+        from tokpipe import registry
+
+        super().format_help(ctx, formatter)
+        names = ", ".join(sorted([*registry.entries(), *registry.aliases()]))
+        typer.echo(textwrap.fill(names, width() or 100, initial_indent="Names: "))
+
+
+app = typer.Typer(help="List and show operators and presets.", cls=_Names)
+_FACTS = ("source", "where", "scope", "needs", "modalities", "causal", "layouts", "budget",
+          "parity", "version")  # fmt: skip
+_MADE = ("scope", "needs", "layouts", "version")
 
 
 @app.callback(invoke_without_command=True)
@@ -31,76 +53,122 @@ def list_(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Only sampler, encoder, reducer or preset, or one mechanism such as similarity.",
+            help="Only preset, sampler, encoder, reducer or projector; one mechanism such as "
+            "similarity; or one stream: video, audio.",
         ),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Also the survey's methods that do not run here, and why."),
+    ] = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """List operators and presets with one line each; imports none of them."""
-    from tokpipe import registry
+    """List operators and presets: where each runs, what it needs, how it was checked."""
+    from tokpipe.card import cards
 
-    found = registry.entries().values()
-    kinds = sorted({e.kind for e in found} | {e.mechanism for e in found})
+    del debug
+    found = cards()
+    kinds = sorted({word for c in found for word in (c.kind, c.mechanism, *c.modalities)})
     if kind is not None and kind not in kinds:
         raise UsageProblem(f"no operators of kind `{kind}`", hint=f"use one of: {', '.join(kinds)}")
-    chosen = [e for e in found if kind in (None, e.kind, e.mechanism)]
+    chosen = [c for c in found if kind in (None, c.kind, c.mechanism, *c.modalities)]
+    missing = _missing() if everything and kind is None else []
     if as_json:
-        for e in chosen:
-            emit(
-                "operator",
-                name=e.name,
-                kind=e.kind,
-                mechanism=e.mechanism,
-                summary=e.summary,
-                plugin=e.plugin,
-            )
-        emit("summary", **summarise(["done"] * len(chosen)))
+        for c in chosen:
+            emit("operator", **asdict(c))
+        for row in missing:
+            emit("method", **asdict(row))
+        emit("summary", **summarise(["done"] * (len(chosen) + len(missing))))
         return
-    del debug
     order = {"preset": 0, "sampler": 1, "encoder": 2, "reducer": 3}
-    chosen.sort(key=lambda e: (order.get(e.kind, 4), e.mechanism, e.name))
-    table([(e.name, e.mechanism, e.summary) for e in chosen], head=("name", "kind", "summary"))
+    chosen.sort(key=lambda c: (order.get(c.kind, 4), c.mechanism, c.name))
+    table([_line(c) for c in chosen], head=_HEAD)
+    if missing:
+        typer.echo("")
+        rows = [(row.slug, ", ".join(row.lists), _why(row))
+                for row in missing]  # fmt: skip
+        table(rows, head=("does not run here", "list", "why"))
+
+
+_HEAD = ("name", "kind", "streams", "runs on", "needs", "causal", "budget", "parity", "summary")
+
+
+def _line(c: Card) -> tuple[str, ...]:
+    kind = c.mechanism if c.kind in ("reducer", "preset") else c.kind
+    needs = ", ".join(c.unmet) or ("features" if c.where else "")
+    causal = ("yes" if c.causal else "no") if c.where else ""
+    return (c.name, kind, ", ".join(c.modalities), c.where, needs, causal, c.budget,
+            c.parity if c.where else "", c.summary)  # fmt: skip
+
+
+def _why(row: Row) -> str:
+    from tokpipe.survey import STATUS
+
+    return f"{STATUS[row.status]}: {row.reason}" if row.reason else STATUS[row.status]
+
+
+def _missing() -> list[Row]:
+    """Rows of the survey that no name of the registry runs."""
+    from tokpipe import survey
+
+    return [row for row in survey.rows() if row.status not in ("runs", "reading")]
 
 
 @app.command("show")
 def show(name: o.OperatorName, as_json: o.Json = False, debug: o.Debug = False) -> None:
     """Show what an operator does and takes, or the steps of a preset."""
-    from tokpipe import registry
+    from tokpipe import registry, survey
+    from tokpipe.card import BUDGETS, STAGES, card
 
     del debug
-    entry = registry.lookup(name)
-    found = _preset(name) if entry.kind == "preset" else _operator(name)
-    found = {
-        "name": name,
-        "kind": entry.kind,
-        "mechanism": entry.mechanism,
-        "summary": entry.summary,
-        **found,
-    }
+    row = survey.find(name)
+    if row is not None and name not in registry.entries() and name not in registry.aliases():
+        _show_row(row, as_json)
+        return
+    entry, facts = registry.lookup(name), card(name)
+    found = _preset(entry.name) if entry.kind == "preset" else _operator(entry.name)
+    found = {**asdict(facts), **found}
     if as_json:
         emit("operator", **found)
         return
     screen = Screen()
-    screen.say(f"{name}  ({entry.mechanism})", style="bold")
+    also = f", also called {', '.join(entry.aliases)}" if entry.aliases else ""
+    screen.say(f"{entry.name}  ({facts.mechanism}{also})", style="bold")
     if entry.kind == "preset":
         screen.say(entry.summary + "\n")
         screen.say("as one line:", style="bold")
         screen.say(f"{found['line']}\n")
         screen.say("as TOML:", style="bold")
         screen.say(found["toml"].rstrip())
-        return
-    screen.say(found["doc"] + "\n")
-    if found["parameters"]:
-        rows = [
-            (p["name"], p["type"], _literal(p["default"]), joined_range(p))
-            for p in found["parameters"]
-        ]
-        table(rows, head=("parameter", "type", "default", "range"))
     else:
-        screen.say("no parameters")
+        screen.say(found["doc"] + "\n")
+        if found["parameters"]:
+            rows = [
+                (p["name"], p["type"], _literal(p["default"]), p["range"])
+                for p in found["parameters"]
+            ]
+            table(rows, head=("parameter", "type", "default", "range"))
+        else:
+            screen.say("no parameters")
     screen.say("")
-    table([(fact, _literal(found[fact])) for fact in _FACTS if found.get(fact) is not None])
+    about = {**{fact: found.get(fact) for fact in _FACTS}, "where": STAGES.get(facts.where),
+             "budget": BUDGETS.get(facts.budget)}  # fmt: skip
+    table([(k, _literal(v)) for k, v in about.items() if v is not None])
+
+
+def _show_row(row: Row, as_json: bool) -> None:
+    """A method of the survey that is no name here: why, and what a cache carries for it."""
+    if as_json:
+        emit("method", **asdict(row))
+        return
+    screen = Screen()
+    screen.say(f"{row.name}  (does not run here)", style="bold")
+    screen.say(_why(row))
+    if row.runs:
+        screen.say(f"what runs of it: {', '.join(row.runs)}")
+    if row.carries:
+        screen.say(f"for a consumer: {row.carries}")
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -112,69 +180,27 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _operator(name: str) -> dict[str, Any]:
     from tokpipe import registry
+    from tokpipe.parameters import parameters
 
     kind = registry.load(name)
     module = inspect.getdoc(inspect.getmodule(kind)) or ""
     own = inspect.getdoc(kind) or ""
-    hints = get_type_hints(kind, include_extras=True)
-    parameters = [_parameter(f, hints[f.name]) for f in fields(kind)]
-    facts = {fact: _plain(getattr(kind, fact, None)) for fact in _FACTS}
-    if not isinstance(getattr(kind, "scope", ""), str):
-        # The scope is a parameter, or follows from one: the default operator knows.
-        facts["scope"] = kind().scope
-    return {"doc": f"{module}\n\n{own}".strip(), "parameters": parameters, **facts}
+    # Some facts follow from parameters: the default operator knows.
+    made = kind()
+    facts = {fact: _plain(getattr(made, fact)) for fact in _MADE if hasattr(made, fact)}
+    return {"doc": f"{module}\n\n{own}".strip(), "parameters": [
+        {"name": p.name, "type": p.type, "default": p.default, **p.bounds, "range": p.range,
+         "about": p.about} for p in parameters(name)
+    ], **facts}  # fmt: skip
 
 
-def _parameter(field: Any, hint: Any) -> dict[str, Any]:
-    """Name, type, default and bounds of one field."""
-    bounds: dict[str, Any] = {}
-    text = _type(hint, bounds)
-    default = None if field.default is MISSING else field.default
-    return {"name": field.name, "type": text, "default": _plain(default), **bounds}
+@app.command("schema")
+def schema(debug: o.Debug = False) -> None:
+    """Print the JSON schema of recipe files, for editors that check and complete TOML."""
+    from tokpipe.parameters import recipe_schema
 
-
-def _type(hint: Any, bounds: dict[str, Any]) -> str:
-    """A type as people read it; collects ``ge``, ``gt``, ``le``, ``lt`` on the way."""
-    from typing import Literal, Union, get_args, get_origin
-
-    for mark in getattr(hint, "__metadata__", ()):
-        for bound in getattr(mark, "metadata", (mark,)):
-            for name in ("ge", "gt", "le", "lt"):
-                if getattr(bound, name, None) is not None:
-                    bounds[name] = getattr(bound, name)
-    origin = get_origin(hint)
-    if hasattr(hint, "__metadata__"):
-        return _type(hint.__origin__, bounds)
-    if origin is Literal:
-        return " or ".join(str(a) for a in get_args(hint))
-    if origin is Union or type(hint).__name__ == "UnionType":
-        return " or ".join(_type(a, bounds) for a in get_args(hint))
-    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
-
-
-def joined_range(parameter: dict[str, Any]) -> str:
-    """Bounds as ``0 to 1`` or ``above 0``."""
-    low = (
-        f"{parameter['ge']:g}"
-        if "ge" in parameter
-        else f"above {parameter['gt']:g}"
-        if "gt" in parameter
-        else ""
-    )
-    high = (
-        f"{parameter['le']:g}"
-        if "le" in parameter
-        else f"below {parameter['lt']:g}"
-        if "lt" in parameter
-        else ""
-    )
-    if low and high:
-        return f"{low} to {high}"
-    return (
-        low + (" or more" if "ge" in parameter else "")
-        if low
-        else (f"at most {high}" if high else "")
-    )
+    del debug
+    typer.echo(json.dumps(recipe_schema(), indent=1))
 
 
 def _plain(value: Any) -> Any:
@@ -186,6 +212,6 @@ def _plain(value: Any) -> Any:
 def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
