@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
+from tokpipe import survey
 from tokpipe.errors import RecipeError, UnknownOperator
 
 Kind = Literal["sampler", "encoder", "reducer", "projector", "preset"]
@@ -134,6 +135,12 @@ def names(kind: Kind | None = None) -> list[str]:
 def lookup(name: str) -> Entry:
     """Find a name or an alias. Raises UnknownOperator with the nearest names."""
     entry = entries().get(aliases().get(name, name))
+    if entry is None and (row := survey.find(name)) is not None:
+        why = survey.STATUS[row.status]
+        raise UnknownOperator(
+            f"`{name}` does not run here: it {why}" + (f": {row.reason}" if row.reason else ""),
+            hint=f"see `tokpipe ops show {name}`",
+        )
     if entry is None:
         near = difflib.get_close_matches(name, [*entries(), *aliases()], n=3, cutoff=0.6)
         hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else None

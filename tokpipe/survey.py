@@ -18,6 +18,7 @@ STATUS = {
     "trained": "is a trained module",
     "unspecified": "is not specified well enough to run",
     "encoder": "is a design or change of an encoder",
+    "inputs": "needs inputs that no media file holds",
     "reading": "is no method: a survey, benchmark or position",
 }
 

@@ -30,7 +30,9 @@ class _Names(TyperGroup):
 
         super().format_help(ctx, formatter)
         names = ", ".join(sorted([*registry.entries(), *registry.aliases()]))
-        typer.echo(textwrap.fill(names, width() or 100, initial_indent="Names: "))
+        typer.echo(
+            textwrap.fill(names, width() or 100, initial_indent="Names: ", break_on_hyphens=False)
+        )
 
 
 app = typer.Typer(help="List and show operators and presets.", cls=_Names)
@@ -110,9 +112,10 @@ def _why(row: Row) -> str:
 
 def _missing() -> list[Row]:
     """Rows of the survey that no name of the registry runs."""
-    from tokpipe import survey
+    from tokpipe import registry, survey
 
-    return [row for row in survey.rows() if row.status not in ("runs", "reading")]
+    named = {*registry.entries(), *registry.aliases()}
+    return [r for r in survey.rows() if r.status not in ("runs", "reading") and r.slug not in named]
 
 
 @app.command("show")
