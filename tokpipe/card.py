@@ -125,6 +125,9 @@ def _constants(entry: Entry) -> tuple[dict[str, Any], set[str]]:
                         facts[part.target.id] = _literal(part.value)
                 elif isinstance(part, ast.FunctionDef) and part.name in ("scope", "needs"):
                     facts[part.name] = "by parameter" if part.name == "scope" else ()
+        if "default_needs" in facts:
+            # Needs that follow from parameters: what the default ones need.
+            facts["needs"] = facts["default_needs"]
     return facts, parameters
 
 

@@ -5,7 +5,7 @@ Letters: N tokens, T frames, C tokens of a frame, K rows kept, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,8 +101,8 @@ def each_frame(
 
     Args:
         tokens: N tokens of any number of frames.
-        budget: Rows in all, shared in proportion to the frames' tokens by largest remainder; None
-            leaves each frame's count to the rule.
+        budget: Rows in all, shared as ``allocate_frames`` does; None leaves each frame's count to
+            the rule.
         decide: The rule for the tokens of one frame.
     """
     n = len(tokens)
@@ -112,7 +112,7 @@ def each_frame(
     counts = found.counts.tolist()
     quota: list[int | None] = [None] * len(counts)
     if budget is not None:
-        quota = list(largest_remainder(min(budget, n), counts, caps=counts))
+        quota = list(allocate_frames(counts, min(budget, n)))
     order = None
     if bool((found.index.diff() < 0).any()):
         order = torch.argsort(found.index, stable=True)
@@ -124,6 +124,21 @@ def each_frame(
             maps.append(placed(made, a if order is None else order[a : a + count], n))
         a += count
     return stacked(maps, n, tokens.at.device)
+
+
+def allocate_frames(counts: Sequence[int], budget: int) -> list[int]:
+    """Split ``budget`` over frames in proportion to their tokens ``counts``, largest remainder.
+
+    With less than one each, frames at the middles of equal spans get one.
+
+    Returns:
+        Tokens per frame, at most its count, summing to min(budget, all).
+    """
+    full = [i for i, count in enumerate(counts) if count]
+    if 0 < budget < len(full):
+        chosen = {full[(2 * i + 1) * len(full) // (2 * budget)] for i in range(budget)}
+        return [int(i in chosen) for i in range(len(counts))]
+    return largest_remainder(budget, counts, caps=counts)
 
 
 def placed(decision: TokenMap, where: int | Tensor, num_sources: int) -> TokenMap:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokpipe import registry
 from tokpipe.budget import THIN_AUDIO, Budget, Supply, split_modalities
-from tokpipe.decide import BLOCK, CHUNK, POOL, complete, removes, together
+from tokpipe.decide import BLOCK, CHUNK, POOL, complete, is_stream, removes, together
 from tokpipe.decode import probe
 from tokpipe.device import peak_memory_mb
 from tokpipe.digest import fingerprint
@@ -271,7 +271,8 @@ class _Planner:
         if "video" not in self.chains or self.job.budget is None:
             return None
         _, tail = complete(self.chains["video"], budgeted=True)
-        if hasattr(tail[-1], "settle") or all(r.scope == "frame" for r in tail):
+        streams = is_stream(tail[-1]) and tail[-1].exact and len(tail) == 1
+        if streams or all(r.scope == "frame" for r in tail):
             return None
         wanted = made.tokens["video"]
         return min(self.offer.video, max(wanted, self.job.options.pool or max(16 * wanted, POOL)))

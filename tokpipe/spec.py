@@ -47,8 +47,9 @@ EXTRAS = {
     "attention_shallow": "the same from a shallow layer, [N] or [N, H]",
     "received": "attention each token receives, mean over heads and queries, deep layer, [N]",
     "received_middle": "the same from a middle layer, [N]",
-    "prompt_attention": "attention of the last prompt token to each token in the LLM, [N] or [N, H]",
-    "attention_rows": "attention of each token to all tokens of its item, [N, H, N]",
+    "prompt_attention": "attention of the LLM's last prompt token to each token, [N] or [N, H]",
+    "attention_rows": "attention of each token to all tokens of its item, [N, H, N], or of the R "
+    "positions it was pooled from, [N, R, H, R x N]",
     "keys": "attention keys, [N, D'] or [N, H, D']",
     "queries": "attention queries, [N, D'] or [N, H, D']",
     "frame_embedding": "pooled vector of the token's frame, [N, E]",

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from tokpipe.compress._fit import allocate_frames, fill, fit_budget, trim
+from tokpipe.compress._fit import fill, fit_budget, trim
 from tokpipe.compress.similarity.tome import ToMe
 from tokpipe.compress.transformation.grid_pool import GridPool
 from tokpipe.compress.transformation.uniform import Uniform
 from tokpipe.errors import BudgetError
+from tokpipe.frames import allocate_frames
 from tokpipe.spec import Scope
 from tokpipe.tensors import GridMap, Query, TokenBatch, TokenMap
 from tokpipe.testing.suites import sample_tokens

@@ -275,7 +275,7 @@ def test_top_k_reads_any_column() -> None:
 
 @pytest.mark.parametrize("by", ["score", "absent", "wide"])
 def test_top_k_names_an_unmet_need(by: str) -> None:
-    tokens = vectors(4, 2).with_extras(wide=torch.zeros(4, 3))
+    tokens = vectors(4, 2).with_extras(wide=torch.zeros(4, 3, 2))
     with pytest.raises(RecipeError, match=by):
         TopK(by=by).decide(tokens, 2)
 

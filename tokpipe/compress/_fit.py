@@ -13,7 +13,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from tokpipe.budget import largest_remainder
 from tokpipe.errors import BudgetError
 from tokpipe.protocols import Reducer
 from tokpipe.tensors import GridMap, Query, TokenBatch, TokenMap
@@ -60,7 +59,7 @@ def fit_budget(
         return TokenMap.identity(0, device)
     target = min(budget, n)
     decision = expanded(reducer.decide(tokens, budget, query))
-    if len(decision) != target and _has_threshold(reducer):
+    if len(decision) != target and _searches(reducer):
         decision = _bisect(reducer, decision, tokens, target, query)
     if len(decision) > budget:
         decision = trim(decision, tokens, budget)
@@ -102,18 +101,12 @@ def own_count(
     rows = tokens
     for reducer in reducers:
         step = expanded(reducer.decide(rows, None, query))
+        if reducer is reducers[-1] and budget is not None and len(step) > budget:
+            # Its own form within the budget where it has one, rather than a part cut off.
+            step = expanded(reducer.decide(rows, budget, query))
         made, rows = step if made is None else made.then(step), rows.reduce(step)
     kept = TokenMap.identity(len(tokens), tokens.data.device) if made is None else made
     return kept if budget is None or len(kept) <= budget else trim(kept, tokens, budget)
-
-
-def allocate_frames(counts: Sequence[int], budget: int) -> list[int]:
-    """Split ``budget`` over frames in proportion to their tokens ``counts``, largest remainder.
-
-    Returns:
-        Tokens per frame, at most its count, summing to min(budget, all).
-    """
-    return largest_remainder(budget, counts, caps=counts)
 
 
 def expanded(decision: TokenMap | GridMap) -> TokenMap:
@@ -204,9 +197,11 @@ def _holders(decision: TokenMap) -> Tensor:
     return held
 
 
-def _has_threshold(reducer: Reducer) -> bool:
+def _searches(reducer: Reducer) -> bool:
+    """The rule has a threshold, and no form of its own that takes as many whole frames as fit."""
     return (
         is_dataclass(reducer)
+        and "frames" not in getattr(reducer, "layouts", ())
         and any(f.name == "threshold" for f in fields(reducer))
         and isinstance(getattr(reducer, "threshold", None), float)
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from tokpipe.compress._fit import expanded
 from tokpipe.tensors import TokenBatch
+
+#: Ends of the names of parameters that say what to remove.
+_TOLD = ("threshold", "ratio", "relative")
 
 
 def is_stream(reducer: Any) -> bool:
@@ -35,7 +39,8 @@ def removes(reducer: Any, fill: bool = False) -> bool:
     if getattr(reducer, "drop", False):
         return True
     plain = type(reducer)()
-    if any(getattr(reducer, k, None) != getattr(plain, k, None) for k in ("threshold", "ratio")):
+    told = [f.name for f in fields(reducer) if f.name.endswith(_TOLD)]
+    if any(getattr(reducer, name) != getattr(plain, name) for name in told):
         return True
     # Counts of its own show against the same rule with nothing set.
     return not is_stream(reducer) and reducer.out_count(1000, None) != plain.out_count(1000, None)

@@ -10,9 +10,10 @@ import torch
 
 from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
-from tokpipe.compress._fit import allocate_frames, fit_chain, own_count
+from tokpipe.compress._fit import fit_chain, own_count
 from tokpipe.decide._stream import (
     by_frame,
+    is_stream,
     meets_budget,
     removes,
     through_all,
@@ -20,6 +21,7 @@ from tokpipe.decide._stream import (
     together,
 )
 from tokpipe.encode.pixels import DIM, cell_tokens
+from tokpipe.frames import allocate_frames
 from tokpipe.ingest import Chain
 from tokpipe.recipe import build
 from tokpipe.spec import Layout, StepSpec
@@ -157,7 +159,15 @@ class VideoSide:
                 for frame, n in zip(by_frame(self._scored()), quota, strict=True) if n
             ]  # fmt: skip
             return TokenBatch.cat(parts) if parts else self._empty()
+        if self._streams() and budget < self.source:
+            state = self.final.start(budget, self.frames)
+            return TokenBatch.cat(list(through_stream(self._scored(), self.final, state)))
         return self._fit(self._gather(budget), budget, exact=exact)
+
+    def _streams(self) -> bool:
+        """The rule meets a budget exactly while it streams: it sees every frame without a pool."""
+        alone = len(self.tail) == 1 and is_stream(self.final) and self.final.exact
+        return alone and not removes(self.final, self.fill)
 
     def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
@@ -167,16 +177,21 @@ class VideoSide:
         return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact)).to("cpu")
 
     def _gather(self, budget: int) -> TokenBatch:
-        """The pool: every candidate, or as many as it holds."""
+        """The pool: every candidate, or as many as it holds.
+
+        A rule that picks by score gets the best scored; any other rule gets whole frames evenly
+        spread, since most compare places over time and none should see a biased part.
+        """
         room = max(budget, self.pool or max(16 * budget, POOL))
-        if any("frames" in r.layouts or getattr(r, "whole_frames", False) for r in self.tail):
+        if "score" not in self.tail[0].needs:
             count = min(self.frames, max(1, room // self.cells, -(-budget // self.cells)))
             if count < self.frames:
                 wanted = [
                     self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)
                 ]
                 self.pooled = count * self.cells
-                return TokenBatch.cat([self._tokens(t, t + 1) for t in wanted])
+                chosen = (self._tokens(t, t + 1) for t in wanted)
+                return TokenBatch.cat(list(through_all(chosen, self.scorers)))
         held: TokenBatch | None = None
         for block in self._pool_blocks():
             held = block if held is None else TokenBatch.cat([held, block])

@@ -78,7 +78,7 @@ def frame_tokens(
         data, extras = data[None], {k: v[None] for k, v in extras.items()}
     steps, size, width = data.shape
     side = int(size**0.5)
-    rows, cols = grid or ((side, side) if side * side == size else (1, size))
+    _, cols = grid or ((side, side) if side * side == size else (1, size))
     place = torch.arange(steps * size)
     cell = torch.stack([place // size, place % size // cols, place % cols], 1).int()
     at = (place // size).double()
