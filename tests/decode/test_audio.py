@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def goldens() -> Path:
-    folder = Path(os.environ.get("TOKPIPE_TEST_GOLDENS", ROOT.parent / "shared" / "goldens"))
+    folder = Path(os.environ.get("TOKPIPE_GOLDENS", ROOT.parent / "shared" / "goldens"))
     if not folder.is_dir():
-        pytest.skip(f"no goldens in {folder}; set TOKPIPE_TEST_GOLDENS")
+        pytest.skip(f"no goldens in {folder}; set TOKPIPE_GOLDENS")
     return folder
 
 

@@ -30,8 +30,8 @@ from tokpipe.spec import AudioInfo, MediaInfo
 from tokpipe.tensors import AudioChunk, TokenBatch
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "audio"
-SHARED = Path(os.environ.get("TOKPIPE_TEST_GOLDENS", ROOT.parent / "shared" / "goldens"))
+GOLDEN = ROOT / "tests" / "golden" / "data" / "audio"
+SHARED = Path(os.environ.get("TOKPIPE_GOLDENS", ROOT.parent / "shared" / "goldens"))
 Wave = NDArray[np.float32]
 
 
@@ -40,7 +40,7 @@ def golden(name: str) -> dict[str, NDArray[Any]]:
     paths = [SHARED / "audio" / name, GOLDEN / name]
     path = next((p for p in paths if p.exists()), None)
     if path is None:
-        pytest.skip(f"{name} is not here; set TOKPIPE_TEST_GOLDENS")
+        pytest.skip(f"{name} is not here; set TOKPIPE_GOLDENS")
     with np.load(path) as arrays:
         return dict(arrays)
 
