@@ -27,6 +27,7 @@ _KEY = re.compile(r"[a-z][a-z0-9_]*")
 _STAGES = {"sampler": 0, "encoder": 1, "reducer": 2, "projector": 2}
 #: The preset whose sampler and encoder stand in where a chain names none.
 _DEFAULT = "auto"
+_SCORERS = {"video": "temporal-drop", "audio": "silence-gate"}
 #: What a preset may say about itself beside its steps; see ``tokpipe.card``.
 _KEYS = ("format", "summary", "base", "budget", "seed", "fill", "video", "audio")
 _ABOUT = ("source", "golden", "where", "needs", "aliases")
@@ -145,8 +146,11 @@ def load_recipe(text: str) -> Recipe:
 
 def _of_operator(name: str) -> Recipe:
     """One operator behind the default encoder, the other stream as in the default preset."""
-    stream = getattr(registry.load(name), "modalities", MODALITIES)[0]
-    made = _checked({stream: (StepSpec(use=name),)}, None, 0, False, name)
+    kind = registry.load(name)
+    stream = getattr(kind, "modalities", MODALITIES)[0]
+    # A rule that goes by scores alone gets the stream's own scorer before it.
+    scorer = [StepSpec(use=_SCORERS[stream])] if "score" in kind().needs else []
+    made = _checked({stream: (*scorer, StepSpec(use=name))}, None, 0, False, name)
     return made.over(load_recipe(_DEFAULT))
 
 

@@ -57,6 +57,8 @@ EXTRAS = {
     "spatial": "code of position and depth, [N, D']",
     "layer_shift": "length of a token's change across an MLP block, [N]",
     "patch_pixels": "pixel values of the cell, [N, P]",
+    "groups": "a group of tokens found elsewhere, such as principal components, [N]",
+    "pruned": "tokens given up by an earlier step that a cluster may take back, bool [N]",
 }
 
 

@@ -250,13 +250,6 @@ def test_max_min_never_picks_twice() -> None:
     assert sorted(MaxMin().decide(tokens, 7).anchor.tolist()) == list(range(7))
 
 
-def test_max_min_survives_non_finite_rows() -> None:
-    data = vectors(8, 3).data.clone()
-    data[2], data[5, 0] = torch.nan, torch.inf
-    tokens = TokenBatch.build(data, torch.zeros(8).double())
-    assert len(set(MaxMin().decide(tokens, 7).anchor.tolist())) == 7
-
-
 # --- top-k
 
 

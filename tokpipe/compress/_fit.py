@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from tokpipe.errors import BudgetError
+from tokpipe.errors import BudgetError, ModelError
 from tokpipe.protocols import Reducer
 from tokpipe.tensors import GridMap, Query, TokenBatch, TokenMap
 
@@ -49,7 +49,9 @@ def fit_budget(
 
     Raises:
         BudgetError: ``budget`` is negative.
+        ModelError: The tokens hold NaN or infinity.
     """
+    refuse_non_finite(tokens)
     n, device = len(tokens), tokens.data.device
     if budget < 0:
         raise BudgetError(f"budget {budget} is negative", hint="give 0 tokens or more")
@@ -81,6 +83,7 @@ def fit_chain(
     Each rule but the last goes by its own count, and the last one fits what they leave. Where
     that is no more than the budget the rules after are not asked, and sources are filled in.
     """
+    refuse_non_finite(tokens)
     made: TokenMap | None = None
     rows = tokens
     for reducer in reducers[:-1]:
@@ -97,6 +100,7 @@ def own_count(
     reducers: Sequence[Reducer], tokens: TokenBatch, budget: int | None, query: Query | None = None
 ) -> TokenMap:
     """What the rules keep by their own counts, one after the other; a budget only bounds it."""
+    refuse_non_finite(tokens)
     made: TokenMap | None = None
     rows = tokens
     for reducer in reducers:
@@ -107,6 +111,20 @@ def own_count(
         made, rows = step if made is None else made.then(step), rows.reduce(step)
     kept = TokenMap.identity(len(tokens), tokens.data.device) if made is None else made
     return kept if budget is None or len(kept) <= budget else trim(kept, tokens, budget)
+
+
+def refuse_non_finite(tokens: TokenBatch) -> None:
+    """Raise ModelError where the data hold NaN or infinity: no rule can place such tokens."""
+    # One sum tells; only where it does not is every value looked at.
+    if bool(tokens.data.sum(dtype=torch.float32).isfinite()):
+        return
+    bad = torch.nonzero(~tokens.data.isfinite().all(1)).flatten().tolist()
+    if bad:
+        raise ModelError(
+            f"{len(bad)} of {len(tokens)} tokens are not finite, the first is token {bad[0]}",
+            hint="encode in float32 or bfloat16: float16 overflows",
+            code="model.finite",
+        )
 
 
 def expanded(decision: TokenMap | GridMap) -> TokenMap:
@@ -198,9 +216,10 @@ def _holders(decision: TokenMap) -> Tensor:
 
 
 def _searches(reducer: Reducer) -> bool:
-    """The rule has a threshold, and no form of its own that takes as many whole frames as fit."""
+    """The rule is a threshold only: no exact form of its own, nor one by whole frames."""
     return (
         is_dataclass(reducer)
+        and not getattr(reducer, "exact", False)
         and "frames" not in getattr(reducer, "layouts", ())
         and any(f.name == "threshold" for f in fields(reducer))
         and isinstance(getattr(reducer, "threshold", None), float)

@@ -51,17 +51,9 @@ def most_similar(
         best = product.max(1)
         values.append(best.values)
         indices.append(best.indices)
+        # Let go before the next block is made, or two are held at once.
+        del product
     return torch.cat(values), torch.cat(indices)
-
-
-def nearest_other(unit: Tensor) -> Tensor:
-    """Largest dot product [N] of each row of ``unit`` float32 [N, D] with another row, N >= 2."""
-    values = []
-    for a, b in blocks(unit.shape[0], unit.shape[0]):
-        product = unit[a:b] @ unit.T
-        product[:, a:b].fill_diagonal_(-torch.inf)
-        values.append(product.amax(1))
-    return torch.cat(values)
 
 
 def distances(left: Tensor, right: Tensor) -> Tensor:

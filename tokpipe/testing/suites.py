@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, get_type_hints
 
+import pytest
 import torch
 from torch import Tensor
 
 from tokpipe import registry
 from tokpipe.compress._fit import expanded, fit_budget
+from tokpipe.errors import ModelError
 from tokpipe.protocols import Reducer, StreamReducer
 from tokpipe.recipe import build
 from tokpipe.spec import LAYOUTS, MODALITY_CODE, Modality, StepSpec
@@ -259,6 +261,33 @@ class ReducerSuite:
             assert len(decision) == min(7, len(tokens))
             assert tokens.reduce(decision).data.isfinite().all()
 
+    def test_non_finite_tokens_are_refused(self, name: str) -> None:
+        """NaN or infinity in the data is an error with a name, whatever the rule."""
+        operator = self.make(name)
+        for value in (torch.nan, torch.inf):
+            tokens = self.tokens(operator)
+            data = tokens.data.clone()
+            data[len(data) // 2, 0] = value
+            with pytest.raises(ModelError, match="not finite"):
+                fit_budget(operator, tokens.with_columns(data=data), 7, self.query(operator))
+
+    def test_scale_does_not_matter_where_claimed(self, name: str) -> None:
+        """A rule that says so decides the same of tokens twice as long."""
+        operator: Any = self.make(name)
+        if not getattr(operator, "scale_free", False):
+            return
+        tokens, query = self.tokens(operator), self.query(operator)
+        first = expanded(operator.decide(tokens, 7, query))
+        second = expanded(operator.decide(tokens.with_columns(data=tokens.data * 2), 7, query))
+        for column in ("src", "dst", "share", "anchor"):
+            assert torch.equal(getattr(first, column), getattr(second, column))
+
+    def test_order_is_the_caches(self, name: str) -> None:
+        """Sorted rows are in order of time, tile and place."""
+        tokens, decision = self.fit(name, 7)
+        rows = tokens.reduce(decision).sorted()
+        assert torch.equal(rows.order(), torch.arange(len(rows), device=rows.at.device))
+
     def test_decision_is_repeatable(self, name: str) -> None:
         """The same tokens give the same bits."""
         _, first = self.decide(name, 7)
@@ -327,8 +356,9 @@ def _streams(operator: Any) -> bool:
 
 
 def _ignores_budget(operator: object) -> bool:
-    """A threshold rule reaches a budget through ``fit_budget`` only."""
-    return any(f.name == "threshold" for f in fields(operator))  # type: ignore[arg-type]
+    """A rule that is only a threshold reaches a budget through ``fit_budget``."""
+    searched = any(f.name == "threshold" for f in fields(operator))  # type: ignore[arg-type]
+    return searched and not getattr(operator, "exact", False)
 
 
 def _keeps_outliers(operator: object) -> bool:

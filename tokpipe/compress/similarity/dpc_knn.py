@@ -19,7 +19,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tokpipe.compress._cluster import density_peaks
-from tokpipe.spec import Layout
+from tokpipe.frames import each_frame
+from tokpipe.spec import Layout, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
 
@@ -29,7 +30,7 @@ class DpcKnn:
 
     Attributes:
         k: Neighbours in the density, 2 or more; above the number of clusters c it becomes
-            max(2, min(3, c // 2)).
+            max(2, min(3, c // 2)). ``clusters`` takes as many as there are clusters, at least 2.
         clusters: Clusters when no budget is given, 1 or more; None keeps everything.
         scale: The distance per sqrt(D) that counts as 1, positive: the method is not invariant
             to scale and assumes features of order 1.
@@ -47,12 +48,14 @@ class DpcKnn:
     needs: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     causal: ClassVar[bool] = False
+    where: ClassVar[Where] = "outputs"
+    golden: ClassVar[tuple[str, ...]] = ("dpc_knn", "sparsevlm_recycle")
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True
 
-    k: Annotated[int, Field(ge=2)] = 5
+    k: Annotated[int, Field(ge=2)] | Literal["clusters"] = 5
     clusters: Annotated[int, Field(ge=1)] | None = None
     scale: Annotated[float, Field(gt=0)] = 1.0
     scope: Literal["frame", "video"] = "frame"
@@ -65,11 +68,19 @@ class DpcKnn:
         Returns:
             Means of the members; ``score`` is the logarithm of density x separation.
         """
+        if self.scope == "frame":
+            return each_frame(tokens, budget, self._cluster)
+        return self._cluster(tokens, budget)
+
+    def _cluster(self, tokens: TokenBatch, budget: int | None) -> TokenMap:
         n = len(tokens)
         count, _ = self.out_count(n, budget)
         if count >= n:
             return TokenMap.identity(n, tokens.data.device)
-        k = self.k if self.k <= count else max(2, min(3, count // 2))
+        if self.k == "clusters":
+            k = max(2, count)
+        else:
+            k = self.k if self.k <= count else max(2, min(3, count // 2))
         unit = tokens.data.float() / (tokens.data.shape[1] ** 0.5 * self.scale)
         peaks = density_peaks(unit, count, min(k, n))
         merged = TokenMap.mean(peaks.label, count, anchor=peaks.centre)

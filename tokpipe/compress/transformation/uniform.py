@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokpipe.frames import frames_of, raster_shape
 from tokpipe.grid import regular_shape, spans
-from tokpipe.spec import KIND_POOLED, Layout, Scope
+from tokpipe.spec import KIND_POOLED, Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
 
@@ -44,6 +44,8 @@ class Uniform:
     layouts: ClassVar[tuple[Layout, ...]] = ("frames", "ragged")
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
+    where: ClassVar[Where] = "pixels"
+    golden: ClassVar[tuple[str, ...]] = ()
 
     frames: Annotated[int, Field(ge=1)] | None = None
 

@@ -1,0 +1,111 @@
+"""Cosines of all pairs within frames: kept where they are few, made again block by block.
+
+Letters: T frames, C tokens of a frame, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: Most pairs whose cosines are kept (64 MB in float32); more are made again, pass by pass.
+DENSE = 1 << 24
+#: Most elements of one block that is made again (32 MB in float32).
+_BLOCK = 1 << 23
+
+
+class Cosines:
+    """Cosines of the tokens of T frames of one size, each with those of its own frame.
+
+    A zero row has cosine 0 with everything, itself too. Up to ``DENSE`` pairs are kept; of more,
+    nothing of size C x C or C x D is ever held, whatever C: rows are scaled after the
+    product. Blocks depend on sizes alone, so results are repeatable.
+
+    Attributes:
+        data: float [T, C, D].
+        shape: T and C.
+        dense: float32 [T, C, C] where it is kept, else None.
+    """
+
+    def __init__(self, data: Tensor, *, pairs: int = DENSE) -> None:
+        """Measure ``data`` float [T, C, D]; up to ``pairs`` pairs multiply all and keep them."""
+        self.data = data if data.dtype == torch.float32 else data.float()
+        self.shape = data.shape[0], data.shape[1]
+        length = self.length()
+        usable = length.isfinite() & (length > 0)
+        self._inverse = torch.where(usable, 1 / length.clamp(min=1e-12), 0.0)
+        self.dense: Tensor | None = None
+        if self.shape[0] * self.shape[1] ** 2 <= pairs:
+            unit = self.data * self._inverse[..., None]
+            self.dense = unit @ unit.mT
+
+    def length(self) -> Tensor:
+        """Length of each token, float32 [T, C]."""
+        length: Tensor = torch.linalg.vector_norm(self.data, dim=2)
+        return length
+
+    def ranges(self, width: int | None = None) -> Iterator[tuple[int, int]]:
+        """Half-open ranges of rows that together make a block; ``width`` columns, default C."""
+        steps, size = self.shape
+        limit = DENSE if self.dense is not None else _BLOCK
+        step = max(1, limit // max(1, steps * (width or size)))
+        for start in range(0, size, step):
+            yield start, min(size, start + step)
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Ranges a, b and the rows [T, b - a, C] in order; a caller may not write to them."""
+        for a, b in self.ranges():
+            yield a, b, self.part(a, b)
+
+    def part(self, a: int, b: int) -> Tensor:
+        """Rows a .. b of every frame, [T, b - a, C]; a caller may not write to them."""
+        if self.dense is not None:
+            return self.dense[:, a:b]
+        return self._product(self.data[:, a:b], self._inverse[:, a:b])
+
+    def rows(self, index: Tensor, columns: tuple[int, int] | None = None) -> Tensor:
+        """Rows ``index`` int64 [T, R] of each frame, a copy [T, R, C], or columns a .. b."""
+        frame = torch.arange(self.shape[0], device=index.device)[:, None]
+        a, b = columns or (0, self.shape[1])
+        if self.dense is not None:
+            return self.dense[frame, index, a:b]
+        left, scale = self.data[frame, index], self._inverse[frame, index]
+        made = (left * scale[..., None]) @ self.data[:, a:b].mT
+        return made.mul_(self._inverse[:, None, a:b])
+
+    def to(self, vectors: Tensor) -> Tensor:
+        """Cosines [T, R, C] of other vectors float32 [T, R, D] with the tokens."""
+        length = torch.linalg.vector_norm(vectors, dim=2).clamp(min=1e-12)
+        return self._product(vectors, 1 / length)
+
+    def _product(self, left: Tensor, scale: Tensor) -> Tensor:
+        made = (left * scale[..., None]) @ self.data.mT
+        return made.mul_(self._inverse[:, None])
+
+
+def nearest_other(cosines: Cosines) -> Tensor:
+    """Largest cosine [T, C] of each token with another of its frame, -inf where there is none."""
+    out = torch.empty(cosines.shape, device=cosines.data.device)
+    for a, b, block in cosines.blocks():
+        held = block.clone() if cosines.dense is not None else block
+        held.diagonal(offset=a, dim1=1, dim2=2).fill_(-torch.inf)
+        out[:, a:b] = held.amax(2)
+    return out
+
+
+def nearest_of(cosines: Cosines, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the tokens ``member`` bool [T, C] resembles each token most.
+
+    Returns:
+        (cosine float32 [T, C], index int64 [T, C]); ties go to the lower index. Every frame has
+        at least one member.
+    """
+    value = torch.empty(cosines.shape, device=member.device)
+    index = torch.empty(cosines.shape, dtype=torch.int64, device=member.device)
+    barred = torch.where(member, 0.0, -torch.inf)[:, None]
+    for a, b, block in cosines.blocks():
+        best = (block + barred).max(2)
+        value[:, a:b], index[:, a:b] = best.values, best.indices
+    return value, index
