@@ -68,7 +68,7 @@ def cell_grid(
 
     Returns:
         Long side min(cells, ceil(pixels / 28)); short side in proportion, rounded half up, at
-        least 1. No side is enlarged beyond one cell, unless it is shorter than a cell.
+        least 1. No side is enlarged beyond one cell: where rounding would, it is one cell less.
 
     Raises:
         ValueError: A size, aspect or count that is not positive.
@@ -82,6 +82,7 @@ def cell_grid(
     long, short = max(wide, high), min(wide, high)
     long_cells = min(cells, math.ceil(long / CELL))
     short_cells = max(1, math.floor(long_cells * short / long + Fraction(1, 2)))
+    short_cells = min(short_cells, math.floor(short / CELL) + 1)
     rows, cols = (short_cells, long_cells) if wide >= high else (long_cells, short_cells)
     return Grid(rows, cols, float(Fraction(cols, rows) / (wide / high) - 1))
 

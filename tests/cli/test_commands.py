@@ -181,12 +181,49 @@ def test_ops_show_everything_there_is(name: str, run: Any) -> None:
         assert all(
             p["name"] in result.stdout and "object at" not in p["type"] for p in found["parameters"]
         )
-        assert found["scope"] is None or found["scope"] in ("frame", "window", "stream", "video")
+        assert found["scope"] in ("", "frame", "window", "stream", "video")
+
+
+def test_ops_list_tells_where_and_what_each_needs(run: Any, events: Any) -> None:
+    found = {e["name"]: e for e in events(run("ops", "list", "--json")) if "name" in e}
+    facts = found["visionzip"]
+    assert facts["modalities"] == ["video"] and facts["mechanism"] == "attention"
+    assert facts["where"] == "outputs" and "attention" in facts["needs"]
+    assert facts["parity"] == "golden" and facts["budget"] == "exact" and not facts["causal"]
+    lines = run("ops", "list").stdout.splitlines()
+    line = next(line for line in lines if line.startswith("visionzip "))
+    assert all(word in line for word in ("attention", "video", "outputs", "exact", "golden"))
+
+
+def test_ops_list_all_says_why_the_others_do_not_run(run: Any, events: Any) -> None:
+    assert "hivtp" not in run("ops", "list").stdout
+    text = run("ops", "list", "--all").stdout
+    assert all(name in text for name in ("hivtp", "topv", "adafv", "zoo-prune"))
+    rows = [e for e in events(run("ops", "list", "--all", "--json")) if e["event"] == "method"]
+    assert {"llm", "trained", "unspecified"} <= {row["status"] for row in rows}
+
+
+def test_ops_show_takes_aliases_and_methods_that_do_not_run(run: Any, two_lines: Any) -> None:
+    assert run("ops", "show", "llava-scissor").stdout.startswith("scissor")
+    assert "not published" in run("ops", "show", "agilepruner").stdout
+    result = run("compress", "x.mp4", "--recipe", "agilepruner")
+    assert result.exit_code == 2 and "does not run here" in two_lines(result)[0]
+
+
+def test_ops_schema_knows_every_operator(run: Any) -> None:
+    schema = json.loads(run("ops", "schema").stdout)
+    operators = {n for n, e in registry.entries().items() if e.kind != "preset"}
+    assert set(schema["$defs"]) == operators
+    assert schema["$defs"]["tome"]["properties"]["every"]["minimum"] == 2
 
 
 def test_ops_show_ranges(run: Any) -> None:
     found = json.loads(run("ops", "show", "pixels", "--json").stdout)["parameters"]
-    assert found == [{"name": "cells", "type": "int", "default": 16, "ge": 8, "le": 64}]
+    (cells,) = found
+    assert {k: cells[k] for k in ("name", "type", "default", "ge", "le", "range")} == {
+        "name": "cells", "type": "int", "default": 16, "ge": 8, "le": 64, "range": "8 to 64",
+    }  # fmt: skip
+    assert "long side" in cells["about"]
     assert "8 to 64" in run("ops", "show", "pixels").stdout
 
 
@@ -220,5 +257,7 @@ def test_doctor_says_when_the_bank_cannot_be_written(
 
 
 def test_completion_offers_names() -> None:
-    assert ("tome" in dict(operator_names("to"))) and "tome" not in dict(recipe_names(""))
+    assert ("tome" in dict(operator_names("to"))) and "tome" in dict(recipe_names("to"))
+    assert "pixels" in dict(operator_names("pi")) and "pixels" not in dict(recipe_names("pi"))
+    assert "ma-lmm" in dict(recipe_names("ma-"))
     assert "auto" in dict(recipe_names("a"))

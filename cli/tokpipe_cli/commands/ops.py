@@ -85,14 +85,20 @@ def list_(
         return
     order = {"preset": 0, "sampler": 1, "encoder": 2, "reducer": 3}
     chosen.sort(key=lambda c: (order.get(c.kind, 4), c.mechanism, c.name))
-    table([_line(c) for c in chosen], head=_HEAD)
+    if (width() or _WIDE) < _WIDE:
+        # The facts of a narrow terminal stand behind the summary, where lines wrap.
+        rows = [(line[0], f"{line[-1]} [{_short(line)}]") for line in map(_line, chosen)]
+        table(rows, head=("name", "summary [facts]"))
+    else:
+        table([_line(c) for c in chosen], head=_HEAD)
     if missing:
         typer.echo("")
-        rows = [(row.slug, ", ".join(row.lists), _why(row))
-                for row in missing]  # fmt: skip
-        table(rows, head=("does not run here", "list", "why"))
+        reasons = [(row.slug, ", ".join(row.lists), _why(row)) for row in missing]
+        table(reasons, head=("does not run here", "list", "why"))
 
 
+#: Columns of a terminal from which all facts stand side by side.
+_WIDE = 180
 _HEAD = ("name", "kind", "streams", "runs on", "needs", "causal", "budget", "parity", "summary")
 
 
@@ -108,6 +114,12 @@ def _why(row: Row) -> str:
     from tokpipe.survey import STATUS
 
     return f"{STATUS[row.status]}: {row.reason}" if row.reason else STATUS[row.status]
+
+
+def _short(line: tuple[str, ...]) -> str:
+    words = [f"{head} {word}" if head in ("needs", "causal") else word
+             for head, word in zip(_HEAD[1:-1], line[1:-1], strict=True) if word]  # fmt: skip
+    return "; ".join(words)
 
 
 def _missing() -> list[Row]:
