@@ -31,10 +31,12 @@ _HOME = {
     "TokpipeError": "errors",
     "compress_file": "run",
     "load_recipe": "recipe",
+    "map_tokens": "reduce",
     "open_cache": "cache.reader",
     "open_media": "decode",
     "plan_file": "plan",
     "probe": "decode",
+    "reduce_tokens": "reduce",
     "verify": "cache.verify",
 }
 __all__ = sorted(["__version__", *_HOME])

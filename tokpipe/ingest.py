@@ -104,28 +104,25 @@ def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
         )
     for need in getattr(operator, "needs", ()):
         if need not in have:
-            what, hint = _unmet(need)
+            hint = _remedy(need)
             raise RecipeError(
-                f"`{name}` needs {what}, which nothing before it gives", hint=hint,
-                code="recipe.needs",
+                f"`{name}` needs `{need}`, which nothing before it in the {stream} chain gives",
+                hint=hint, code="recipe.needs",
             )  # fmt: skip
 
 
-def _unmet(need: str) -> tuple[str, str]:
+def _remedy(need: str) -> str:
     """What a need is, and what to do about it."""
-    neural = "that takes a neural encoder; from Python, give a TokenBatch with it to `decide`"
     if need == "query":
-        return "a text `query`", "that takes an encoder with a text tower"
+        return "a text query takes an encoder with a text tower, or `decide` from Python"
     if need == "features":
-        return "`features` of a neural encoder", "cells of the signal have a width of their own"
+        return "features of a neural encoder; cells of the signal have a width of their own"
     if need == "joint":
-        return "`joint` tokens: sound and picture in one space", (
-            "that takes an omni model's projected tokens, in one TokenBatch"
-        )
+        return "sound and picture in one space, as an omni model projects them, in one TokenBatch"
     if need in EXTRAS:
-        return f"`{need}` ({EXTRAS[need]})", neural
+        return f"{EXTRAS[need]}; it takes a neural encoder, or `decide` on a TokenBatch from Python"
     giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`", "mel": "`mel`"}
-    return f"`{need}`", f"put {giver.get(need, 'an encoder that gives it')} before it"
+    return f"put {giver.get(need, 'an encoder that gives it')} before it"
 
 
 @dataclass(slots=True)

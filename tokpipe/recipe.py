@@ -125,7 +125,8 @@ def load_recipe(text: str) -> Recipe:
         RecipeError: With the place in the text, and what would be right.
     """
     stripped = text.strip()
-    named = registry.entries().get(registry.aliases().get(stripped, stripped))
+    own = registry.known(stripped)
+    named = registry.lookup(own) if own else None
     if named is not None and named.kind == "preset":
         return from_toml(Path(named.target).read_text(encoding="utf-8"), named.name)
     if named is not None and named.kind in ("reducer", "projector"):

@@ -132,6 +132,12 @@ def names(kind: Kind | None = None) -> list[str]:
     return [name for name, entry in entries().items() if kind in (None, entry.kind)]
 
 
+def known(name: str) -> str | None:
+    """The entry's own name for a name or an alias, None where there is none."""
+    name = aliases().get(name, name)
+    return name if name in entries() else None
+
+
 def lookup(name: str) -> Entry:
     """Find a name or an alias. Raises UnknownOperator with the nearest names."""
     entry = entries().get(aliases().get(name, name))

@@ -10,6 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tokpipe.compress._neighbors import (
+    inverse_lengths,
+    most_alike,
+    products,
+    row_lengths,
+)
+
 #: Most pairs whose cosines are kept (64 MB in float32); more are made again, pass by pass.
 DENSE = 1 << 24
 #: Most elements of one block that is made again (32 MB in float32).
@@ -31,20 +38,16 @@ class Cosines:
 
     def __init__(self, data: Tensor, *, pairs: int = DENSE) -> None:
         """Measure ``data`` float [T, C, D]; up to ``pairs`` pairs multiply all and keep them."""
-        self.data = data if data.dtype == torch.float32 else data.float()
+        self.data = data
         self.shape = data.shape[0], data.shape[1]
-        length = self.length()
-        usable = length.isfinite() & (length > 0)
-        self._inverse = torch.where(usable, 1 / length.clamp(min=1e-12), 0.0)
+        self._inverse = inverse_lengths(data)
         self.dense: Tensor | None = None
         if self.shape[0] * self.shape[1] ** 2 <= pairs:
-            unit = self.data * self._inverse[..., None]
-            self.dense = unit @ unit.mT
+            self.dense = self._all()
 
     def length(self) -> Tensor:
         """Length of each token, float32 [T, C]."""
-        length: Tensor = torch.linalg.vector_norm(self.data, dim=2)
-        return length
+        return row_lengths(self.data)
 
     def ranges(self, width: int | None = None) -> Iterator[tuple[int, int]]:
         """Half-open ranges of rows that together make a block; ``width`` columns, default C."""
@@ -63,7 +66,7 @@ class Cosines:
         """Rows a .. b of every frame, [T, b - a, C]; a caller may not write to them."""
         if self.dense is not None:
             return self.dense[:, a:b]
-        return self._product(self.data[:, a:b], self._inverse[:, a:b])
+        return self._product(self.data[:, a:b].float(), self._inverse[:, a:b])
 
     def rows(self, index: Tensor, columns: tuple[int, int] | None = None) -> Tensor:
         """Rows ``index`` int64 [T, R] of each frame, a copy [T, R, C], or columns a .. b."""
@@ -71,8 +74,8 @@ class Cosines:
         a, b = columns or (0, self.shape[1])
         if self.dense is not None:
             return self.dense[frame, index, a:b]
-        left, scale = self.data[frame, index], self._inverse[frame, index]
-        made = (left * scale[..., None]) @ self.data[:, a:b].mT
+        left, scale = self.data[frame, index].float(), self._inverse[frame, index]
+        made = products(left.mul_(scale[..., None]), self.data[:, a:b])
         return made.mul_(self._inverse[:, None, a:b])
 
     def to(self, vectors: Tensor) -> Tensor:
@@ -81,8 +84,21 @@ class Cosines:
         return self._product(vectors, 1 / length)
 
     def _product(self, left: Tensor, scale: Tensor) -> Tensor:
-        made = (left * scale[..., None]) @ self.data.mT
+        made = products(left * scale[..., None], self.data)
         return made.mul_(self._inverse[:, None])
+
+    def _all(self) -> Tensor:
+        """Cosines [T, C, C], some frames at a time where their unit rows would be many."""
+        steps, size = self.shape
+        step = max(1, _BLOCK // max(1, size * self.data.shape[2]))
+        if steps <= step:
+            unit = self.data * self._inverse[..., None]
+            return unit @ unit.mT
+        out = torch.empty((steps, size, size), device=self.data.device)
+        for t in range(0, steps, step):
+            unit = self.data[t : t + step] * self._inverse[t : t + step, :, None]
+            torch.bmm(unit, unit.mT, out=out[t : t + step])
+        return out
 
 
 def nearest_other(cosines: Cosines) -> Tensor:
@@ -104,6 +120,11 @@ def nearest_of(cosines: Cosines, member: Tensor) -> tuple[Tensor, Tensor]:
     """
     value = torch.empty(cosines.shape, device=member.device)
     index = torch.empty(cosines.shape, dtype=torch.int64, device=member.device)
+    if cosines.dense is None and cosines.shape[0] == 1:
+        # Of one large frame the members' columns are enough.
+        listed, every = torch.nonzero(member[0]).flatten(), torch.arange(member.shape[1])
+        best, which = most_alike(cosines.data[0], every.to(listed.device), listed)
+        return best[None], listed[which][None]
     barred = torch.where(member, 0.0, -torch.inf)[:, None]
     for a, b, block in cosines.blocks():
         best = (block + barred).max(2)

@@ -80,7 +80,7 @@ def _pooled(
     pool, inside, local, bound = first[:0], None, least[:0], torch.tensor(-torch.inf)
     for i in range(1, count):
         if inside is not None:
-            near = inside.to(cosines.data[:, picks[0, i - 1 : i]])[0, 0]
+            near = inside.to(cosines.data[:, picks[0, i - 1 : i]].float())[0, 0]
             torch.minimum(local, _joined(near, place, picks[0, i - 1], pool), out=local)
             local[pool == picks[0, i - 1]] = -torch.inf
         if inside is None or i - done > _WAIT or not bool(local.max() > bound):
@@ -114,9 +114,11 @@ def _loneliest(cosines: Cosines, place: Tensor | None) -> Tensor:
         return _first_highest(-nearest_other(cosines))
     near = torch.empty(cosines.shape, device=place.device)
     for a, b, block in cosines.blocks():
-        apart = 1 - block + torch.cdist(place[:, a:b], place).square_() / 2
+        apart = torch.cdist(place[:, a:b], place).square_().div_(2)
+        apart.sub_(block).add_(1)
         apart.diagonal(offset=a, dim1=1, dim2=2).fill_(torch.inf)
         near[:, a:b] = apart.amin(2)
+        del apart, block  # else the next block is made beside them
     return _first_highest(near)
 
 

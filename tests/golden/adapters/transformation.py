@@ -65,7 +65,7 @@ def pooled_2d(mode: str, stride: int, tokens: TokenBatch, expected: Tensor) -> N
         made = reduced(Bilinear(stride=stride), tokens, expected.shape)
     else:
         made = reduced(Pool2d(stride=stride), tokens, expected.shape)
-    assert_values(made, expected)
+    assert_values(made, expected, rtol=1e-4)
 
 
 def pool2d(case: Case) -> None:
@@ -101,14 +101,14 @@ def pllava(case: Case) -> None:
     for steps, rows, cols in meta["shapes"]:
         expected = case(f"out_{steps}_{rows}_{cols}")
         operator = GridPool(steps=steps, rows=rows, cols=cols)
-        assert_values(reduced(operator, tokens, expected.shape), expected)
+        assert_values(reduced(operator, tokens, expected.shape), expected, rtol=1e-4)
 
 
 def dynamicvlm(case: Case) -> None:
     meta, expected = case.meta, case("out")
     tokens = frame_tokens(case("x"), (meta["h"], meta["w"]))
     operator = DynamicVlm(cap=meta["max_video_tokens"], tokens=meta["out_token_num"])
-    assert_values(reduced(operator, tokens, expected.shape), expected)
+    assert_values(reduced(operator, tokens, expected.shape), expected, rtol=1e-4)
 
 
 def videochatgpt(case: Case) -> None:
@@ -147,11 +147,13 @@ def slowfast(case: Case) -> None:
             )
             made = tokens.reduce(operator.decide(tokens, None)).data
             first = slow_path(mode, slow, tokens)
-            assert_values(torch.cat([first, made[len(first) :]]), expected)
+            assert_values(torch.cat([first, made[len(first) :]]), expected, rtol=1e-4)
             if mode == average:
-                assert_values(made, expected)
+                assert_values(made, expected, rtol=1e-4)
         elif name.startswith("agg_"):
-            assert_values(slow_path(name.removeprefix("agg_"), meta["T"], tokens), expected)
+            assert_values(
+                slow_path(name.removeprefix("agg_"), meta["T"], tokens), expected, rtol=1e-4
+            )
 
 
 ADAPTERS: dict[str, Adapter] = {

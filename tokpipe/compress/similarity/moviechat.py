@@ -56,7 +56,7 @@ class MovieChat:
     Attributes:
         fragment: Frames of a fragment, 1 or more.
         short_memory: Frames at the end of a fragment that count, 1 or more.
-        merged: Frames left of a fragment, 1 or more.
+        merged: Frames left of a fragment, 1 or more; at most those that count.
         capacity: Frames of the long memory when no budget is given, 1 or more; None: all.
         short_first: The first merge of the long memory looks at its first ``capacity`` pairs only,
             as the released code does.
@@ -188,7 +188,7 @@ class MovieChat:
     def _quota(self, state: _State, size: int) -> int:
         """Frames left of the next fragment, of ``size`` frames."""
         if self._shrinks(state) or state.budget is None or state.steps is None:
-            return min(size, self.merged)
+            return min(size, self._left)
         most = min(state.steps, max(1, state.budget // state.cells))
         before, after = state.seen, min(state.steps, state.seen + size)
         return most * after // state.steps - most * before // state.steps
@@ -201,7 +201,12 @@ class MovieChat:
         if state.steps is None:
             return True
         full, rest = divmod(state.steps, self.fragment)
-        return full * min(self.merged, self.fragment) + min(self.merged, rest) > limit
+        return full * min(self._left, self.fragment) + min(self._left, rest) > limit
+
+    @property
+    def _left(self) -> int:
+        """Most frames left of a fragment where no budget says how many."""
+        return min(self.merged, self.short_memory)
 
 
 def _whole(group: Tensor, coefficient: Tensor, count: int, cells: int) -> TokenMap:
