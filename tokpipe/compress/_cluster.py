@@ -1,7 +1,7 @@
 """Density peaks: cluster centres are dense and far from anything denser.
 
-One cloud of any size (``density_peaks``, memory bounded by blocks), or many small clouds at once
-(``peaks_of_each``). Letters: N n rows, B clouds, K clusters, D width.
+One cloud (``density_peaks``), or many at once (``peaks_of_each``); clouds of more than 2896 rows
+are worked on tile by tile, in bounded memory. Letters: N n rows, B clouds, K clusters, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import BLOCK, blocks, distances
+from tokpipe.compress._large_cluster import LargeCloud, large_peaks
+from tokpipe.compress._neighbors import BLOCK
 
 #: Distances of clouds this small, or this narrow, are taken from differences: exact zeros.
 _SMALL, _NARROW = 25, 32
@@ -49,67 +50,31 @@ class EachPeaks:
     score: Tensor
 
 
-def density_peaks(data: Tensor, count: int, neighbours: int) -> Peaks:
+def density_peaks(
+    data: Tensor, count: int, neighbours: int, *, unit: float = 1.0
+) -> Peaks:
     """Cluster by density peaks with a k-nearest-neighbour density.
 
     Scores are compared as logarithms: the same order as their product, without underflow where
     distances are large. Of two equally dense tokens the lower index counts as denser.
 
     Args:
-        data: float32 [N, D], already divided by sqrt(D) and by the unit of distance.
+        data: float [N, D].
         count: Clusters, 1 .. N.
         neighbours: Tokens in the density, the token itself included, 1 .. N.
+        unit: The distance that counts as 1, above 0: sqrt(D) and any scale.
     """
-    n, device = data.shape[0], data.device
+    n = data.shape[0]
     if n * n <= BLOCK:
-        found = peaks_of_each(data[None], count, neighbours, width=1)
+        found = peaks_of_each(data.float()[None] / unit, count, neighbours, width=1)
         score = found.score[0, found.centre[0]]
         return Peaks(found.centre[0], found.label[0], _finite(score))
-    data = data - data.mean(0, keepdim=True)
-    log_density, widest = _log_density(data, neighbours)
-    separation = _separation(data, log_density, widest)
-    score = log_density + separation.double().log()
-    centre = torch.argsort(score, descending=True, stable=True)[:count]
-    label = torch.empty(n, dtype=torch.int64, device=device)
-    for a, b in blocks(n, count):
-        label[a:b] = distances(data[a:b], data[centre]).argmin(1)
-    label[centre] = torch.arange(count, device=device)
+    centre, label, score = large_peaks(LargeCloud(data, None, unit**2), count, neighbours)
     return Peaks(centre, label, _finite(score[centre]))
 
 
 def _finite(score: Tensor) -> Tensor:
     return score.clamp(min=torch.finfo(torch.float32).min).float()
-
-
-def _log_density(data: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Minus the mean squared distance to the nearest, float64 [N], and the widest distance."""
-    n = data.shape[0]
-    out = torch.empty(n, dtype=torch.float64, device=data.device)
-    widest = torch.zeros((), device=data.device)
-    for a, b in blocks(n, n):
-        apart = distances(data[a:b], data)
-        apart[:, a:b].fill_diagonal_(0)
-        near = apart.topk(neighbours, dim=1, largest=False).values
-        out[a:b] = -near.double().square().mean(1)
-        widest = torch.maximum(widest, apart.max())
-    return out, widest
-
-
-def _separation(data: Tensor, log_density: Tensor, widest: Tensor) -> Tensor:
-    """Distance float32 [N] to the nearest denser token; the densest gets the widest distance."""
-    n = data.shape[0]
-    order = torch.argsort(log_density, descending=True, stable=True)
-    ranked = data[order]
-    out = torch.empty(n, device=data.device)
-    for a, b in blocks(n, n):
-        apart = distances(ranked[a:b], ranked[:b])
-        upper = torch.ones((b - a, b - a), dtype=torch.bool, device=data.device).triu()
-        apart[:, a:b].masked_fill_(upper, torch.inf)
-        out[a:b] = apart.amin(1)
-    out[:1] = widest
-    result = torch.empty_like(out)
-    result[order] = out
-    return result
 
 
 def peaks_of_each(
@@ -148,7 +113,9 @@ def peaks_of_each(
     centre = torch.full((size, most), -1, dtype=torch.int64, device=device)
     label = torch.full((size, n), -1, dtype=torch.int64, device=device)
     score = torch.full((size, n), -torch.inf, dtype=torch.float64, device=device)
-    step = max(1, _CHUNK.get(device.type, BLOCK) // max(1, n * n))
+    chunk = _CHUNK.get(device.type, BLOCK)
+    step = max(1, min(chunk // max(1, n * n), BLOCK // max(1, n * dim)))
+    step = 1 if n * n > BLOCK else step
     for a in range(0, size, step):
         b = min(size, a + step)
         rows, k, m = (max(part[a:b]) for part in sizes)
@@ -156,6 +123,12 @@ def peaks_of_each(
         if valid is not None and min(sizes[0][a:b]) < n:
             order = torch.argsort(valid[a:b].logical_not().byte(), dim=1, stable=True)[:, :rows]
         if rows == 0:
+            continue
+        if rows * rows > BLOCK:
+            inner = order[0] if order is not None else torch.arange(n, device=device)
+            cloud = LargeCloud(data[a], inner, float(width or dim))
+            found = large_peaks(cloud, k, m, by_index=by_index, lower=lower)
+            centre[a, :k], label[a, inner], score[a, inner] = inner[found[0]], *found[1:]
             continue
         square = _squares(data[a:b], order).div_(width or dim)
         inside = None

@@ -33,7 +33,7 @@ def head_mean(tokens: TokenBatch, name: str, operator: str) -> Tensor:
 
 
 def compared(tokens: TokenBatch, query: Query | None, operator: str) -> tuple[Tensor, Query]:
-    """What the query is compared with, float32 [N, E], and the query.
+    """What the query is compared with, float [N, E], and the query.
 
     Raises:
         RecipeError: There is no query, or the tokens lack the column of its space.
@@ -45,4 +45,4 @@ def compared(tokens: TokenBatch, query: Query | None, operator: str) -> tuple[Te
             code="recipe.needs",
         )
     value = tokens.data if query.space == "data" else column(tokens, query.space, operator)
-    return value.float(), query
+    return value, query

@@ -57,10 +57,16 @@ class Cosines:
         for start in range(0, size, step):
             yield start, min(size, start + step)
 
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Ranges a, b and the rows [T, b - a, C] in order; a caller may not write to them."""
+    def blocks(self, *, own: bool = False) -> Iterator[tuple[int, int, Tensor]]:
+        """Ranges a, b and the rows [T, b - a, C] in order; may be written to if ``own``.
+
+        A block that is let go before the next is asked for is never held beside it.
+        """
         for a, b in self.ranges():
-            yield a, b, self.part(a, b)
+            if own and self.dense is not None:
+                yield a, b, self.dense[:, a:b].clone()
+            else:
+                yield a, b, self.part(a, b)
 
     def part(self, a: int, b: int) -> Tensor:
         """Rows a .. b of every frame, [T, b - a, C]; a caller may not write to them."""
@@ -77,6 +83,14 @@ class Cosines:
         left, scale = self.data[frame, index].float(), self._inverse[frame, index]
         made = products(left.mul_(scale[..., None]), self.data[:, a:b])
         return made.mul_(self._inverse[:, None, a:b])
+
+    def unit_sum(self) -> Tensor:
+        """Sum float64 [T, D] of the unit rows of each frame."""
+        total = self.data.new_zeros((self.shape[0], self.data.shape[2]), dtype=torch.float64)
+        for a, b in self.ranges(self.data.shape[2]):
+            part = self._inverse[:, None, a:b] @ self.data[:, a:b].float()
+            total += part[:, 0].double()
+        return total
 
     def to(self, vectors: Tensor) -> Tensor:
         """Cosines [T, R, C] of other vectors float32 [T, R, D] with the tokens."""
@@ -104,10 +118,10 @@ class Cosines:
 def nearest_other(cosines: Cosines) -> Tensor:
     """Largest cosine [T, C] of each token with another of its frame, -inf where there is none."""
     out = torch.empty(cosines.shape, device=cosines.data.device)
-    for a, b, block in cosines.blocks():
-        held = block.clone() if cosines.dense is not None else block
-        held.diagonal(offset=a, dim1=1, dim2=2).fill_(-torch.inf)
-        out[:, a:b] = held.amax(2)
+    for a, b, block in cosines.blocks(own=True):
+        block.diagonal(offset=a, dim1=1, dim2=2).fill_(-torch.inf)
+        out[:, a:b] = block.amax(2)
+        del block
     return out
 
 

@@ -10,27 +10,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import BLOCK
+from tokpipe.compress._neighbors import BLOCK, blocks, row_lengths
 
 #: A row whose squared length left outside the span is below this part of it counts as spanned.
 EPS = 1e-5
+#: Rows whose gains follow every pick, and picks after which all others follow.
+_POOL, _WAIT = 1024, 128
 
 
 def dpp_picks(unit: Tensor, relevance: Tensor, count: int) -> Tensor:
     """Pick rows greedily.
 
     Args:
-        unit: float32 [N, D], rows of length 1 (or 0: never picked). Rows of other lengths serve
+        unit: float [N, D], rows of length 1 (or 0: never picked). Rows of other lengths serve
             as well where ``relevance`` is divided by them.
         relevance: float32 [N], any sign; 0 is never picked.
         count: Most picks, 0 .. N.
 
     Returns:
         int64 [<= count] in pick order, fewer where the rest lies in the span of the picks. Ties
-        go to the lower index. Memory O(N + D^2) where N x N would be large.
+        go to the lower index. Beyond 2896 rows nothing of N x N or N x D is held.
     """
     if unit.shape[0] ** 2 <= BLOCK:
-        picks = dpp_picks_each(unit[None], relevance[None], count)[0]
+        picks = dpp_picks_each(unit.float()[None], relevance[None], count)[0]
     else:
         picks = _by_basis(unit, relevance, min(count, unit.shape[0]))
     return picks[picks >= 0]
@@ -72,28 +74,57 @@ def dpp_picks_each(unit: Tensor, relevance: Tensor, count: int) -> Tensor:
     return torch.where(gains > -torch.inf, picks, -1)
 
 
-def _by_basis(unit: Tensor, relevance: Tensor, count: int) -> Tensor:
-    """The same picks from an orthonormal basis of the picked rows instead of the kernel."""
-    width = unit.shape[1]
+def _by_basis(data: Tensor, relevance: Tensor, count: int) -> Tensor:
+    """The same picks from an orthonormal basis of the picked rows instead of the kernel.
+
+    Gains only fall, so old ones bound new ones. On a processor those of the best few follow every
+    pick; the others wait, and follow many picks at once when the few no longer hold the best.
+    """
+    n, width, device = data.shape[0], data.shape[1], data.device
     square = relevance.square()
-    gain = square * torch.linalg.vector_norm(unit, dim=1).square()
+    gain = square * row_lengths(data).square()
     floor = gain * EPS
     gain.masked_fill_(gain <= floor, -torch.inf)
     # No more directions than the width: after that every row is spanned.
-    basis = torch.zeros((min(count, width), width), device=unit.device)
-    picks, gains = _room(1, basis.shape[0], unit.device)
+    basis = torch.zeros((min(count, width), width), device=device)
+    picks, gains = _room(1, basis.shape[0], device)
+    few = min(n - 1, _POOL) if device.type == "cpu" else n
+    done, pool = 0, torch.arange(n, device=device)
+    local, rows, bound = gain, data, gain.new_tensor(-torch.inf)
     for i in range(basis.shape[0]):
-        best, row = gain.max(0)
-        picks[0, i], gains[0, i] = row, best
-        rest = unit[row]
-        # Twice is enough for orthogonality to rounding.
-        for _ in range(2):
-            rest = rest - basis[:i].T @ (basis[:i] @ rest)
-        basis[i] = rest / torch.linalg.vector_norm(rest).clamp(min=1e-30)
-        gain = gain - square * (unit @ basis[i]).square()
-        gain.scatter_(0, row[None], -torch.inf)
-        gain = torch.where(gain > floor, gain, -torch.inf)
+        if few < n and (not i or i - done > _WAIT or not bool(local.max() > bound)):
+            if i:
+                _follow(gain, data, square, basis[done:i])
+            gain[picks[0, :i]] = -torch.inf
+            gain = torch.where(gain > floor, gain, -torch.inf)
+            order, done = torch.argsort(gain, descending=True, stable=True), i
+            pool, bound = order[:few].sort().values, gain[order[few]]
+            local, rows = gain[pool], data[pool].float()
+        best, at = local.max(0)
+        if few < n and bool(best == -torch.inf):
+            break
+        picks[0, i], gains[0, i] = pool[at], best
+        basis[i] = _residue(rows[at].float(), basis[:i])
+        local = local.clone() if local is gain else local
+        _follow(local, rows, square[pool], basis[i : i + 1])
+        local.scatter_(0, at[None], -torch.inf)
+        local = torch.where(local > floor[pool], local, -torch.inf)
     return torch.where(gains > -torch.inf, picks, -1)[0]
+
+
+def _follow(gain: Tensor, data: Tensor, square: Tensor, basis: Tensor) -> None:
+    """Take from ``gain`` float32 [N] what the rows lie along ``basis`` float32 [M, D]."""
+    for a, b in blocks(data.shape[0], max(data.shape[1], basis.shape[0])):
+        along = data[a:b].float() @ basis.T
+        gain[a:b] -= square[a:b] * along.square_().sum(1)
+
+
+def _residue(row: Tensor, basis: Tensor) -> Tensor:
+    """The direction of ``row`` outside the span of the orthonormal ``basis``."""
+    # Twice is enough for orthogonality to rounding.
+    for _ in range(2):
+        row = row - basis.T @ (basis @ row)
+    return row / torch.linalg.vector_norm(row).clamp(min=1e-30)
 
 
 def _room(steps: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

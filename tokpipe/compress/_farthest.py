@@ -27,7 +27,8 @@ def farthest_first(
         count: R, 1 .. C.
         place: float32 [T, C, P] coordinates; half their squared distance is added. Lengths joined
             with unit rows give exactly that: |a - b|^2 / 2 = 1 - cos + |p - q|^2 / 2.
-        first: int64 [T] the first pick; default the token farthest from its nearest other.
+        first: int64 [T, M] the first picks, M >= 1; default the token farthest from its nearest
+            other.
 
     Returns:
         (picks int64 [T, R], least distance to earlier picks float32 [T, R], never rising). Of
@@ -36,6 +37,7 @@ def farthest_first(
     (steps, size), device = cosines.shape, cosines.data.device
     if first is None:
         first = _loneliest(cosines, place) if size > 1 else torch.zeros(steps, device=device).long()
+        first = first[:, None]
     pool = steps == 1 and cosines.dense is None and size > _POOL and device.type == "cpu"
     walk = _pooled if pool else _stepwise
     picks, apart = walk(cosines, count, place, first)
@@ -49,8 +51,8 @@ def _stepwise(
 ) -> tuple[Tensor, Tensor]:
     """Every token's least distance follows every pick."""
     steps, size = cosines.shape
-    picks = first[:, None].repeat(1, count)
-    apart = torch.full((steps, count), 2.0, device=first.device)
+    given = first.shape[1]
+    picks, apart = _room(first, count)
     least = torch.full((steps, size), torch.inf, device=first.device)
     for i in range(1, count):
         last = picks[:, i - 1 : i]
@@ -60,8 +62,9 @@ def _stepwise(
             now += (place - here).square_().sum(2) / 2
         torch.minimum(least, now, out=least)
         least.scatter_(1, last, -torch.inf)
-        best = least.max(1)
-        picks[:, i], apart[:, i] = best.indices, best.values
+        if i >= given:
+            best = least.max(1)
+            picks[:, i], apart[:, i] = best.indices, best.values
     return picks, apart
 
 
@@ -74,11 +77,11 @@ def _pooled(
     pick; the others wait, and follow many picks at once when the few no longer hold the farthest.
     """
     size = cosines.shape[1]
-    picks, apart = first[:, None].repeat(1, count), torch.full((1, count), 2.0)
+    picks, apart = _room(first, count)
     least = torch.full((size,), torch.inf)
     done = 0  # picks that every least distance has followed
-    pool, inside, local, bound = first[:0], None, least[:0], torch.tensor(-torch.inf)
-    for i in range(1, count):
+    pool, inside, local, bound = picks[0, :0], None, least[:0], torch.tensor(-torch.inf)
+    for i in range(first.shape[1], count):
         if inside is not None:
             near = inside.to(cosines.data[:, picks[0, i - 1 : i]].float())[0, 0]
             torch.minimum(local, _joined(near, place, picks[0, i - 1], pool), out=local)
@@ -99,6 +102,13 @@ def _pooled(
         # All least distances are -inf or tied with the bound: the lower index is picked.
         picks[0, i], apart[0, i] = pool[best.indices], best.values
     return picks, apart
+
+
+def _room(first: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Picks int64 [T, count] that begin with ``first``, and distances of 2."""
+    picks = first[:, :1].repeat(1, count)
+    picks[:, : first.shape[1]] = first[:, :count]
+    return picks, torch.full(picks.shape, 2.0, device=first.device)
 
 
 def _joined(near: Tensor, place: Tensor | None, pick: Tensor, of: Tensor) -> Tensor:

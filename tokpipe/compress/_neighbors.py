@@ -1,4 +1,4 @@
-"""Exact nearest neighbours and distances, block by block, in bounded memory.
+"""Exact nearest neighbours, block by block, in bounded memory.
 
 Blocks of rows depend on sizes alone, so results are repeatable. Rows that are not float32 are
 brought to it block by block. Letters: G groups, N M R rows, D width.
@@ -13,8 +13,6 @@ from torch import Tensor
 
 #: Most elements of one block of a pairwise matrix (32 MB in float32).
 BLOCK = 1 << 23
-#: Up to this width distances are taken from differences: exact zeros for equal rows.
-_DIRECT_WIDTH = 32
 
 
 def blocks(n: int, width: int) -> Iterator[tuple[int, int]]:
@@ -27,7 +25,7 @@ def blocks(n: int, width: int) -> Iterator[tuple[int, int]]:
 def unit_rows(data: Tensor) -> Tensor:
     """Rows [N, D] divided by their length, float32; zero or non-finite rows become zero."""
     data = data.float()
-    length = torch.linalg.vector_norm(data, dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(data, dim=1, keepdim=True)
     unit = data / length.clamp(min=1e-12)
     # A row has such a value exactly where its length has: one look at [N] instead of [N, D].
     return unit.masked_fill_(~length.isfinite(), 0.0)
@@ -113,12 +111,3 @@ def most_similar(
         # Let go before the next block is made, or two are held at once.
         del product
     return torch.cat(values), torch.cat(indices)
-
-
-def distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances [N, M] of float32 rows; exact for narrow rows, expanded for wide ones."""
-    if left.shape[1] <= _DIRECT_WIDTH:
-        mode = "donot_use_mm_for_euclid_dist"
-    else:
-        mode = "use_mm_for_euclid_dist"
-    return torch.cdist(left, right, compute_mode=mode)

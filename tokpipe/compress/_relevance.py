@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import unit_rows
+from tokpipe.compress._neighbors import blocks, unit_rows
 from tokpipe.frames import Frames
 
 
 def text_cosines(vectors: Tensor, texts: Tensor) -> Tensor:
     """Cosines float32 [N, M] of token vectors [N, E] with texts [M, E]; zero rows give 0."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=1e-12)
     return vectors @ unit_rows(texts.to(vectors.device)).T / length
 
 

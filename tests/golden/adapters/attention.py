@@ -197,6 +197,7 @@ def _prumerge(case: Case, spatial: bool) -> None:
     made = rule.decide(tokens, None)
     expected, top = case("out_tokens"), case("out_topk")
     place = made.anchor.reshape(expected.shape[:2]) % x.shape[1]
+    assert case.value("out_n_top") == top.shape[1]
     assert_index(place[:, : top.shape[1]], top)
     found = tokens.reduce(made).data.reshape(expected.shape)
     assert_values(found, expected, atol=_SUMMED, rtol=_SUMMED)

@@ -61,9 +61,11 @@ def tome(case: Case) -> None:
     assert_index(groups(decision, frames), case("out_group"))
     if "out_n_per_step" in case and case("out_n_per_step").numel() == 1:
         assert len(decision) // frames == int(case("out_n_per_step")[0])
-    if "out_unmerged" in case and not rule.distill_token:
-        # With a distillation token the released code forgets its own output order.
-        back = decision.unmerge(reduced.data)
+    if "out_unmerged" in case:
+        rows = split(reduced.data, frames)
+        if rule.distill_token:
+            rows = rows[:, misread(rows.shape[1], case("in_x").shape[1])]
+        back = decision.unmerge(rows.flatten(0, 1))
         assert_values(split(back, frames), case("out_unmerged"))
     if "out_x_plainmean" in case:
         plain = build(StepSpec(use="tome", params={
@@ -73,6 +75,17 @@ def tome(case: Case) -> None:
             split(tokens.reduce(plain.decide(tokens, None)).data, frames), case("out_x_plainmean")
         )
     one_by_one(rule, tokens, frames, reduced)
+
+
+def misread(rows: int, size: int) -> Tensor:
+    """The row that the released unmerging takes for each of ``rows`` rows of ``size`` tokens.
+
+    With a distillation token it forgets its own order: the first destination stands second, but
+    is looked for after all unmerged tokens.
+    """
+    unmerged = rows - size // 2
+    head = torch.tensor([0, unmerged, *range(1, unmerged)])
+    return torch.cat([head, torch.arange(unmerged + 1, rows)])
 
 
 def one_by_one(rule: ToMe, tokens: TokenBatch, frames: int, together: TokenBatch) -> None:
@@ -196,7 +209,15 @@ def dymu_batch(case: Case, tokens: TokenBatch) -> None:
     members = torch.zeros(len(decision), frames * size)
     members[decision.dst, decision.src] = 1
     frame = decision.anchor // size
-    assert_index(torch.bincount(frame, minlength=frames), case("out_n_valid"))
+    valid_rows = torch.bincount(frame, minlength=frames)
+    assert_index(valid_rows, case("out_n_valid"))
+    padding = torch.arange(int(valid_rows.max())) >= valid_rows[:, None]
+    assert_index(padding, case("out_padding"))
+    learned = case.value("out_batch_threshold")
+    if learned != -1:
+        lower, upper = (DyMU(threshold=learned + by).decide(tokens, None) for by in (-2e-4, 2e-4))
+        assert len(lower) <= len(decision) <= len(upper)
+        assert len(lower) < len(upper)
     for t in range(frames):
         valid = case("out_padding")[t] == 0
         expected = case("out_pos_tracking")[t][valid]

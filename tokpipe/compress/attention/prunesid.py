@@ -22,6 +22,7 @@ from torch import Tensor
 from tokpipe.compress._columns import column
 from tokpipe.compress._cosine import DENSE, Cosines
 from tokpipe.compress._cover import Walk, densest_first
+from tokpipe.compress._neighbors import blocks
 from tokpipe.compress._stacks import Rows, Stack, stacks
 from tokpipe.spec import Layout, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
@@ -119,20 +120,37 @@ def principal_groups(data: Tensor, count: Tensor) -> Tensor:
     """
     out = []
     for frame, q in zip(data, count.tolist(), strict=True):
-        sample = torch.sigmoid(frame.float())
-        sample = sample - sample.mean(1, keepdim=True)
-        if sample.shape[0] <= sample.shape[1]:
+        if frame.shape[0] <= frame.shape[1]:
+            sample = _sample(frame)
             basis = torch.linalg.eigh((sample @ sample.T).double()).eigenvectors
-        else:
-            values, other = torch.linalg.eigh((sample.T @ sample).double())
-            basis = (sample.double() @ other) / values.clamp(min=1e-12).sqrt()
-        out.append(basis[:, -q:].flip(1).abs().argmax(1))
+            out.append(basis[:, -q:].flip(1).abs().argmax(1))
+            continue
+        square = torch.zeros((frame.shape[1],) * 2, dtype=torch.float64, device=frame.device)
+        parts = list(blocks(frame.shape[0], 4 * frame.shape[1]))
+        for a, b in parts:
+            sample = _sample(frame[a:b])
+            square += (sample.T @ sample).double()
+        values, other = torch.linalg.eigh(square)
+        other, values = other[:, -q:].flip(1), values[-q:].flip(0)
+        scale = values.clamp(min=1e-12).sqrt()
+        best = [(_sample(frame[a:b]).double() @ other / scale).abs().argmax(1) for a, b in parts]
+        out.append(torch.cat(best))
     return torch.stack(out)
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """Sigmoid of rows [R, D], float32, less each row's mean."""
+    sample = torch.sigmoid(rows.float())
+    return sample.sub_(sample.mean(1, keepdim=True))
 
 
 def _mean_pair(cosines: Cosines) -> Tensor:
     """Mean cosine [T] over pairs of different tokens, 0 where there are none."""
     size = cosines.shape[1]
+    if cosines.dense is None:
+        # The sum over all pairs is the squared length of the sum of unit rows.
+        total = cosines.unit_sum().square().sum(1) - (cosines.length() > 0).sum(1)
+        return (total / max(1, size * (size - 1))).float()
     total = torch.zeros(cosines.shape[0], dtype=torch.float64, device=cosines.data.device)
     for a, _, block in cosines.blocks():
         own = block.diagonal(offset=a, dim1=1, dim2=2)

@@ -24,7 +24,7 @@ from torch import Tensor
 from tokpipe.budget import largest_remainder
 from tokpipe.compress._columns import compared
 from tokpipe.compress._dpp import dpp_picks, dpp_picks_each
-from tokpipe.compress._neighbors import BLOCK
+from tokpipe.compress._neighbors import BLOCK, row_lengths
 from tokpipe.compress._relevance import spread, text_cosines
 from tokpipe.errors import RecipeError
 from tokpipe.frames import Frames, frames_of
@@ -143,12 +143,12 @@ def _chosen(data: Tensor, relevance: Tensor, frames: Frames, quota: list[int]) -
             place = order[start[chosen][:, None] + torch.arange(size, device=device)]
             most = int(wanted[chosen].max())
             near = relevance[place]
-            rows = _rows(data, place).float()
+            rows = _rows(data, place)
             # Scaling the kernel is cheaper than making unit rows.
-            length = torch.linalg.vector_norm(rows, dim=2)
+            length = row_lengths(rows)
             scaled = torch.where(length > 0, near / length.clamp(min=1e-12), 0.0)
             if size * size <= BLOCK:
-                picks = dpp_picks_each(rows, scaled, most)
+                picks = dpp_picks_each(rows.float(), scaled, most)
             else:
                 picks = dpp_picks(rows[0], scaled[0], most)[None]
             mask = _filled(picks, near, wanted[chosen])

@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tokpipe.compress._columns import compared
-from tokpipe.compress._neighbors import unit_rows
+from tokpipe.compress._cosine import Cosines
+from tokpipe.compress._farthest import farthest_first
 from tokpipe.compress._relevance import text_cosines
 from tokpipe.frames import each_frame
 from tokpipe.spec import Layout, Scope, Where
@@ -111,8 +112,13 @@ class MoB:
         alike = self._cosines(tokens, query)
         chosen = _centres(alike, centres, self.nearest or max(1, centres // 8))
         left = picks - chosen.shape[0] if budget is not None else picks
-        further = _cover(unit_rows(tokens.data), chosen, min(left, n - chosen.shape[0]))
-        return TokenMap.keep(torch.cat([chosen, further]), n)
+        count = chosen.shape[0] + min(left, n - chosen.shape[0])
+        if not count:
+            return TokenMap.keep(chosen, n)
+        # Without prompt centres the first token begins.
+        first = chosen if chosen.shape[0] else torch.zeros(1, dtype=torch.int64, device=device)
+        kept, _ = farthest_first(Cosines(tokens.data[None]), count, first=first[None])
+        return TokenMap.keep(kept[0], n)
 
     def _cosines(self, tokens: TokenBatch, query: Query | None) -> Tensor:
         vectors, asked = compared(tokens, query, "mob")
@@ -127,17 +133,3 @@ def _centres(alike: Tensor, count: int, nearest: int) -> Tensor:
     proposed = proposed.scatter_reduce(0, order.flatten(), value.flatten(), "amax")
     best = torch.argsort(proposed, descending=True, stable=True)[:count]
     return best[proposed[best] > -torch.inf]
-
-
-def _cover(unit: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """``count`` further rows of ``unit`` [N, D], each farthest from all before; ties: lower."""
-    picks = torch.empty(max(0, count), dtype=torch.int64, device=unit.device)
-    alike = torch.full((unit.shape[0],), -2.0, device=unit.device)
-    if chosen.shape[0]:
-        alike = (unit @ unit[chosen].T).amax(1)
-        alike[chosen] = torch.inf
-    for i in range(count):
-        picks[i] = alike.argmin()
-        alike = torch.maximum(alike, unit @ unit[picks[i]])
-        alike.index_fill_(0, picks[i : i + 1], torch.inf)
-    return picks

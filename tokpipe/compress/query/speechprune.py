@@ -132,6 +132,7 @@ class SpeechPrune:
 
 def similarity(value: Tensor, query: Query) -> Tensor:
     """Mean cosine float32 [N] of each row of ``value`` [N, E] to the query's tokens."""
+    value = value.float()
     words = query.pooled if query.tokens is None else query.tokens
     # The mean of the products is the product with the mean of the words' unit vectors.
     product: Tensor = value @ unit_rows(words.to(value.device)).mean(0)

@@ -105,7 +105,7 @@ class Trim:
         """Softmax float32 [N] of the likeness to the text, over the tokens of each frame."""
         vectors, asked = compared(tokens, query, "trim")
         if self.compat == "released":
-            value = -(vectors @ asked.pooled.float().to(vectors.device).T).mean(1)
+            value = -(vectors.float() @ asked.pooled.float().to(vectors.device).T).mean(1)
         else:
             value = text_cosines(vectors, asked.pooled).mean(1)
         return frame_softmax(value, frames_of(tokens))

@@ -218,7 +218,7 @@ class ChatUniVi:
         rows, dim = data.shape
         count = min(count, rows)
         near = min(rows, _neighbours(self.k[min(number, len(self.k) - 1)], count))
-        peaks = density_peaks(data / dim**0.5, count, near)
+        peaks = density_peaks(data, count, near, unit=dim**0.5)
         return peaks.label, peaks.centre, averaged(peaks.label[None], peaks.centre[None])[0]
 
     def out_count(self, n: int, budget: int | None) -> tuple[int, bool]:

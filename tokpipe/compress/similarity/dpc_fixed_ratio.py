@@ -96,11 +96,13 @@ def _nearest_denser(cosines: Cosines, rho: Tensor) -> tuple[Tensor, Tensor]:
     rank.scatter_(1, densest_first(rho), own)
     apart, denser = torch.empty_like(rho), torch.empty_like(rank)
     widest = torch.zeros(rho.shape[0], device=rho.device)
-    for a, b, block in cosines.blocks():
+    small = rank.to(torch.int32)
+    for a, b, block in cosines.blocks(own=True):
         widest = torch.maximum(widest, (1 - block.amin((1, 2))).clamp(min=0))
-        above = rank[:, None] < rank[:, a:b, None]
-        best = block.masked_fill(~above, -torch.inf).max(2)
+        below = small[:, None] >= small[:, a:b, None]
+        best = block.masked_fill_(below, -torch.inf).max(2)
         apart[:, a:b], denser[:, a:b] = (1 - best.values).clamp(min=0), best.indices
+        del block, below
     top = rank == 0
     return torch.where(top, widest[:, None], apart), torch.where(top, own, denser)
 

@@ -81,8 +81,8 @@ class DpcKnn:
             k = max(2, count)
         else:
             k = self.k if self.k <= count else max(2, min(3, count // 2))
-        unit = tokens.data.float() / (tokens.data.shape[1] ** 0.5 * self.scale)
-        peaks = density_peaks(unit, count, min(k, n))
+        unit = tokens.data.shape[1] ** 0.5 * self.scale
+        peaks = density_peaks(tokens.data, count, min(k, n), unit=unit)
         merged = TokenMap.mean(peaks.label, count, anchor=peaks.centre)
         return replace(merged, score=peaks.score)
 

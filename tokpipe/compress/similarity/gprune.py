@@ -95,16 +95,19 @@ class Gprune:
                     degree[:, a:b] = links
                 part = flow[:, a:b] / link.sum(2)
                 moved += (part[:, None] @ link)[:, 0]
+                del link  # else the next block is made beside it
             flow = moved if self.steps else flow
         return flow / degree, degree
 
     def _links(self, cosines: Cosines) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """Ranges of rows, their exp(cosine / temperature) [T, R, C] up to a factor, degrees."""
-        for a, b, block in cosines.blocks():
+        for a, b, block in cosines.blocks(own=True):
             near = block >= self.threshold
             near.diagonal(offset=a, dim1=1, dim2=2).fill_(True)
-            link = (block - 1).mul_(1 / self.temperature).exp_().mul_(near)
-            loop = link.diagonal(offset=a, dim1=1, dim2=2)
+            block.sub_(1).mul_(1 / self.temperature).exp_().mul_(near)
             # Only a zero row's loop is not e^0 already; its factor is free.
-            loop.clamp_(min=1)
-            yield a, b, link, near.sum(2)
+            block.diagonal(offset=a, dim1=1, dim2=2).clamp_(min=1)
+            links = near.sum(2)
+            del near
+            yield a, b, block, links
+            del block

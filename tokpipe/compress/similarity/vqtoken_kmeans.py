@@ -85,16 +85,16 @@ def spherical_means(data: Tensor, count: int, rounds: int) -> tuple[Tensor, Tens
     """
     cosines = Cosines(data[None], pairs=0)
     weight = 1 / cosines.length()[0].clamp(min=1e-12)
-    middle = (weight @ cosines.data[0])[None, None]
+    middle = cosines.unit_sum().float()[:, None]
     first = cosines.to(middle)[0].argmax(1)
-    seed = farthest_first(cosines, count, first=first)[0][0]
-    centre = cosines.data[0, seed] * weight[seed, None]
+    seed = farthest_first(cosines, count, first=first[:, None])[0][0]
+    centre = data[seed].float() * weight[seed, None]
     label = torch.zeros(data.shape[0], dtype=torch.int64, device=data.device)
     own = torch.arange(count, device=data.device)
     for i in range(rounds):
         before = label.clone()
         for a, b in blocks(data.shape[0], max(count, data.shape[1])):
-            part = cosines.data[0, a:b]
+            part = data[a:b].float()
             # Lengths of the tokens do not change which centre is nearest.
             label[a:b] = (part @ centre.T).argmax(1)
         label[seed] = own
@@ -102,6 +102,6 @@ def spherical_means(data: Tensor, count: int, rounds: int) -> tuple[Tensor, Tens
             break
         total = torch.zeros_like(centre)
         for a, b in blocks(data.shape[0], data.shape[1]):
-            total.index_add_(0, label[a:b], cosines.data[0, a:b] * weight[a:b, None])
+            total.index_add_(0, label[a:b], data[a:b] * weight[a:b, None])
         centre = torch.nn.functional.normalize(total, dim=1)
     return seed, label
