@@ -117,9 +117,10 @@ def _why(row: Row) -> str:
 
 
 def _short(line: tuple[str, ...]) -> str:
-    words = [f"{head} {word}" if head in ("needs", "causal") else word
-             for head, word in zip(_HEAD[1:-1], line[1:-1], strict=True) if word]  # fmt: skip
-    return "; ".join(words)
+    facts = dict(zip(_HEAD, line, strict=True))
+    facts["needs"] = f"needs {facts['needs']}" if facts["needs"] else ""
+    facts["causal"] = "causal" if facts["causal"] == "yes" else ""
+    return "; ".join(word for word in list(facts.values())[1:-1] if word)
 
 
 def _missing() -> list[Row]:
