@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tokpipe.chain import Chain, build_chain
 from tokpipe.decode import probe
 from tokpipe.encode.mel import Mel
 from tokpipe.encode.pixels import describe
 from tokpipe.errors import DecodeError, TokpipeError
-from tokpipe.ingest import Chain, Ingested, build_chain, ingest
+from tokpipe.ingest import Ingested, ingest
 from tokpipe.recipe import load_recipe
 from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 

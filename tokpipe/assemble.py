@@ -16,6 +16,7 @@ from PIL import Image
 from tokpipe import __version__
 from tokpipe.cache.bank import Bank
 from tokpipe.cache.writer import CacheWriter
+from tokpipe.chain import Chain
 from tokpipe.decide import Kept
 from tokpipe.encode._clip import CONTEXT, RATE, ClipBuilder, ClipCodec
 from tokpipe.encode.pixels import (
@@ -28,7 +29,6 @@ from tokpipe.encode.pixels import (
     describe,
 )
 from tokpipe.grid import CELL, Grid
-from tokpipe.ingest import Chain
 from tokpipe.spec import KIND_POOLED, MediaInfo
 from tokpipe.tensors import TokenBatch
 

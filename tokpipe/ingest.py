@@ -9,120 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tokpipe import __version__, registry
+from tokpipe import __version__
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
+from tokpipe.chain import Chain
 from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
-from tokpipe.errors import RecipeError
 from tokpipe.flow import prefetch
 from tokpipe.grid import CELL, Grid
-from tokpipe.recipe import build
-from tokpipe.spec import EXTRAS, MediaInfo, StepSpec
+from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 Progress = Callable[[str, float, float | None], None]
-
-
-@dataclass(slots=True)
-class Chain:
-    """The operators of one stream, ready to run.
-
-    Attributes:
-        fill: Thresholds, ratios and counts of the steps order candidates; the budget is filled.
-    """
-
-    sampler: Any = None
-    encoder: Any = None
-    reducers: list[Any] = field(default_factory=list)
-    steps: tuple[StepSpec, ...] = ()
-    fill: bool = False
-
-    @property
-    def head(self) -> list[Any]:
-        """Canonical steps up to the encoder: what the bank's key depends on."""
-        return [d for kind, d in self._described() if kind in ("sampler", "encoder")]
-
-    @property
-    def encoder_name(self) -> str:
-        """Registry key of the encoder."""
-        return next(s.use for s in self.steps if registry.lookup(s.use).kind == "encoder")
-
-    @property
-    def canonical(self) -> list[Any]:
-        """Every step with every parameter, so that 2 and 2.0 or a default spelled out are one."""
-        return [described for _, described in self._described()]
-
-    def _described(self) -> list[tuple[str, Any]]:
-        out: list[tuple[str, Any]] = []
-        for step in self.steps:
-            made = build(step)
-            params = {f.name: getattr(made, f.name) for f in fields(made)}
-            described = {"use": step.use, "version": getattr(made, "version", 1), **params}
-            out.append((registry.lookup(step.use).kind, described))
-        return out
-
-
-def build_chain(stream: str, steps: tuple[StepSpec, ...], fill: bool = False) -> Chain:
-    """Build the operators of one chain, and check that each gets what it needs.
-
-    Raises:
-        RecipeError: A wrong parameter, an operator of the other stream, or a need that nothing
-            before it meets.
-    """
-    made = Chain(steps=steps, fill=fill)
-    have: set[str] = set()
-    for step in steps:
-        operator, kind = build(step), registry.lookup(step.use).kind
-        _check_needs(stream, step.use, operator, have)
-        have |= set(getattr(operator, "gives", ()))
-        if kind == "sampler" and made.sampler is not None:
-            raise RecipeError(
-                f"`{step.use}` is a second sampler in the {stream} chain", hint="keep one of them"
-            )
-        if kind in ("reducer", "projector"):
-            made.reducers.append(operator)
-        else:
-            setattr(made, kind, operator)
-            have |= {step.use, *getattr(operator, "extras", ())}
-    return made
-
-
-def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
-    modalities = getattr(operator, "modalities", (stream,))
-    if stream not in modalities:
-        raise RecipeError(
-            f"`{name}` works on {' and '.join(modalities)}, it cannot be in the {stream} chain",
-            hint=f"see `tokpipe ops show {name}`",
-        )
-    for need in getattr(operator, "needs", ()):
-        if need not in have:
-            hint = _remedy(need)
-            raise RecipeError(
-                f"`{name}` needs `{need}`, which nothing before it in the {stream} chain gives",
-                hint=hint, code="recipe.needs",
-            )  # fmt: skip
-
-
-def _remedy(need: str) -> str:
-    """What a need is, and what to do about it."""
-    if need == "query":
-        return "a text query takes an encoder with a text tower, or `decide` from Python"
-    if need == "features":
-        return "features of a neural encoder; cells of the signal have a width of their own"
-    if need == "joint":
-        return "sound and picture in one space, as an omni model projects them, in one TokenBatch"
-    if need in EXTRAS:
-        return f"{EXTRAS[need]}; it takes a neural encoder, or `decide` on a TokenBatch from Python"
-    giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`", "mel": "`mel`"}
-    return f"put {giver.get(need, 'an encoder that gives it')} before it"
 
 
 @dataclass(slots=True)

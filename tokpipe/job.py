@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokpipe.budget import AUDIO_SHARE, Budget
-from tokpipe.decide import check_layout, removes
+from tokpipe.chain import Chain, build_chain
+from tokpipe.decide import check_layout
 from tokpipe.device import pick_device
 from tokpipe.digest import chain
 from tokpipe.encode._clip import ClipCodec
 from tokpipe.errors import RecipeError
-from tokpipe.ingest import Chain, build_chain
 from tokpipe.recipe import Recipe, load_recipe
 from tokpipe.spec import LAYOUTS, Layout
 
@@ -106,4 +106,4 @@ def with_budget(options: Options | None, budget: str | int | Budget | None) -> O
 
 
 def _limits_itself(chains: dict[str, Chain]) -> bool:
-    return any(removes(r, made.fill) for made in chains.values() for r in made.reducers)
+    return any(made.removes(r) for made in chains.values() for r in made.reducers)

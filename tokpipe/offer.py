@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tokpipe.budget import WINDOW, Budget
 from tokpipe.cache.bank import Bank, bank_root
-from tokpipe.decide import candidates, is_stream, removes
+from tokpipe.chain import Chain, counts_itself
+from tokpipe.decide import candidates, is_stream
 from tokpipe.decode.scout import PacketScan, frames_of, scan_packets
-from tokpipe.ingest import Chain, bank_key
+from tokpipe.ingest import bank_key
 from tokpipe.spec import MediaInfo
 
 #: Seconds of one sound cell.
@@ -124,7 +125,7 @@ def _sampled(
 def keeps_all(reducers: list[Any]) -> bool:
     """None of these reducers takes tokens away without a budget."""
     for reducer in reducers:
-        if removes(reducer):
+        if hasattr(reducer, "project") or counts_itself(reducer):
             return False
         if hasattr(reducer, "out_count"):
             if reducer.out_count(1000, None) != (1000, True):

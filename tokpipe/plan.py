@@ -14,12 +14,12 @@ from typing import Any
 
 from tokpipe import registry
 from tokpipe.budget import THIN_AUDIO, Budget, Supply, split_modalities
-from tokpipe.decide import BLOCK, CHUNK, POOL, complete, is_stream, removes, together
+from tokpipe.chain import Chain
+from tokpipe.decide import BLOCK, CHUNK, POOL, complete, is_stream, together
 from tokpipe.decode import probe
 from tokpipe.device import peak_memory_mb
 from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
-from tokpipe.ingest import Chain
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
 from tokpipe.offer import SOUND_CELL, find_offer, keeps_all
 from tokpipe.recipe import Recipe
@@ -216,10 +216,10 @@ class _Planner:
     def _meets(self) -> bool:
         """No step before the last takes tokens away by itself, so the budget is met exactly."""
         for name, chain in self.chains.items():
-            before = chain.reducers[: together(chain.reducers, chain.fill)]
+            before = chain.reducers[: together(chain, chain.reducers)]
             if name == "video":
                 before, _ = complete(chain, budgeted=True)
-            if not keeps_all(before) or any(removes(r, chain.fill) for r in chain.reducers):
+            if not keeps_all(before) or any(chain.removes(r) for r in chain.reducers):
                 return False
         return True
 
@@ -265,7 +265,7 @@ class _Planner:
         return chain.reducers[reducers.index(step)]
 
     def _removes(self, stream: str, step: StepSpec) -> bool:
-        return removes(self._built(stream, step), self.chains[stream].fill)
+        return self.chains[stream].removes(self._built(stream, step))
 
     def _pool(self, made: Plan) -> int | None:
         if "video" not in self.chains or self.job.budget is None:

@@ -133,19 +133,20 @@ def names(kind: Kind | None = None) -> list[str]:
 
 
 def known(name: str) -> str | None:
-    """The entry's own name for a name or an alias, None where there is none."""
-    name = aliases().get(name, name)
-    return name if name in entries() else None
+    """The entry's own name for a name or an alias, however written; None where there is none."""
+    for spelling in (name, name.lower().replace("_", "-").replace(" ", "-")):
+        own = aliases().get(spelling, spelling)
+        if own in entries():
+            return own
+    return None
 
 
 def lookup(name: str) -> Entry:
     """Find a name or an alias. Raises UnknownOperator with the nearest names."""
-    entry = entries().get(aliases().get(name, name))
-    if entry is None and (row := survey.find(name)) is not None:
-        why = survey.STATUS[row.status]
+    entry = entries().get(known(name) or "")
+    if entry is None and (row := survey.find(name.lower())) is not None:
         raise UnknownOperator(
-            f"`{name}` does not run here: it {why}" + (f": {row.reason}" if row.reason else ""),
-            hint=f"see `tokpipe ops show {name}`",
+            f"`{name}` is no name here: {row.why}", hint=f"see `tokpipe ops show {row.slug}`"
         )
     if entry is None:
         near = difflib.get_close_matches(name, [*entries(), *aliases()], n=3, cutoff=0.6)

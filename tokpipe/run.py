@@ -15,6 +15,7 @@ from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
 from tokpipe.budget import THIN_AUDIO, Budget
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
+from tokpipe.chain import Chain
 from tokpipe.decide import AudioSide, Demand, candidates, decide
 from tokpipe.decode import probe
 from tokpipe.device import peak_memory_mb
@@ -27,7 +28,7 @@ from tokpipe.errors import (
     UnsupportedMedia,
     error_context,
 )
-from tokpipe.ingest import Chain, Ingested, Progress, ingest
+from tokpipe.ingest import Ingested, Progress, ingest
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
 from tokpipe.recipe import Recipe
 from tokpipe.spec import SERIOUS, MediaInfo

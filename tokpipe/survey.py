@@ -46,6 +46,15 @@ class Row:
     carries: str = ""
 
 
+    @property
+    def why(self) -> str:
+        """One line: what runs of it, or why it does not run."""
+        if self.status == "runs":
+            return f"{self.name} runs as {' or '.join(f'`{name}`' for name in self.runs)}"
+        text = f"{self.name} {STATUS[self.status]}"
+        return f"{text}: {self.reason}" if self.reason else text
+
+
 @cache
 def rows() -> tuple[Row, ...]:
     """Every row, in the lists' order."""

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tokpipe.cache.bank import FRAME, Bank, BankWriter, bank_root, sweep, trim
+from tokpipe.chain import build_chain
 from tokpipe.decode import probe
 from tokpipe.errors import ResourceError
-from tokpipe.ingest import bank_key, build_chain
+from tokpipe.ingest import bank_key
 from tokpipe.recipe import load_recipe
 from tokpipe.spec import MediaInfo
 

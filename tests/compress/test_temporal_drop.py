@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tokpipe.chain import build_chain
 from tokpipe.compress.similarity.temporal_drop import TemporalDrop
 from tokpipe.decode import probe
 from tokpipe.encode.pixels import cell_tokens, describe
 from tokpipe.errors import RecipeError
-from tokpipe.ingest import build_chain, ingest
+from tokpipe.ingest import ingest
 from tokpipe.recipe import load_recipe
 from tokpipe.tensors import TokenBatch
 from tokpipe.testing.media import VideoTrack, write_media

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain, build_chain
 from tokpipe.decode import probe
-from tokpipe.ingest import Chain, build_chain, ingest
+from tokpipe.ingest import ingest
 from tokpipe.recipe import load_recipe
 from tokpipe.spec import MediaInfo
 from tokpipe.testing.media import AudioTrack, VideoTrack, write_media

@@ -12,10 +12,10 @@ import torch
 
 from tokpipe.budget import Budget, Supply
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
 from tokpipe.decide import AudioSide, Demand, Kept, decide
 from tokpipe.decide._video import VideoSide
 from tokpipe.errors import BudgetError
-from tokpipe.ingest import Chain
 from tokpipe.spec import KIND_POOLED, Layout
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tokpipe.budget import Budget
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
 from tokpipe.decide import Demand, Kept, check_layout, decide
 from tokpipe.errors import RecipeError
-from tokpipe.ingest import Chain
 from tokpipe.spec import LAYOUTS, Layout
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tokpipe.budget import Budget
 from tokpipe.cache.bank import FRAME, Bank, BankWriter
+from tokpipe.chain import Chain, build_chain
 from tokpipe.decide import Demand, Kept, decide
-from tokpipe.ingest import Chain, build_chain
 from tokpipe.recipe import load_recipe
 
 

@@ -133,12 +133,15 @@ def expanded(decision: TokenMap | GridMap) -> TokenMap:
 
 
 def trim(decision: TokenMap, tokens: TokenBatch, count: int) -> TokenMap:
-    """Drop the rows of lowest score (NaN lowest), of equal ones the later, down to ``count``."""
+    """Drop the rows of lowest score (NaN lowest), of equal ones the later, down to ``count``.
+
+    Where no row has a score, evenly spread ones stay: none would mean the end of the video goes.
+    """
     score = decision.score
     if score is None:
         place = decision.anchor
         score = torch.where(place >= 0, tokens.score[place.clamp(min=0)], torch.nan)
-    order = _best_first(score)[:count].sort().values
+    order = _best_first(score, count)[:count].sort().values
     row = torch.full((len(decision),), -1, dtype=torch.int64, device=order.device)
     row[order] = torch.arange(order.shape[0], device=order.device)
     stays = row[decision.dst] >= 0
@@ -157,17 +160,20 @@ def trim(decision: TokenMap, tokens: TokenBatch, count: int) -> TokenMap:
 def fill(decision: TokenMap, tokens: TokenBatch, count: int) -> TokenMap:
     """Add sources that are no row's own place as rows of their own, up to ``count``.
 
-    The best scored come first, of equal ones the lower index. A source that a row stood for
+    The best scored come first, of equal ones the lower index; where none has a score, they are
+    evenly spread. A source that a row stood for
     leaves that row's shares; its part in the row's data stays, as the rule made it.
     """
     held = _holders(decision)
     placed = torch.zeros_like(held)
     placed[decision.anchor[decision.anchor >= 0]] = True
-    order = _best_first(tokens.score)
-    order = order[~held[order]]
+    missing = max(0, count - len(decision))
     # Places of other rows come last: they are needed only where rows stand for nothing there.
-    order = order[torch.argsort(placed[order].byte(), stable=True)]
-    new = order[: max(0, count - len(decision))]
+    parts = []
+    for group in (~held & ~placed, ~held & placed):
+        free = torch.nonzero(group).flatten()
+        parts.append(free[_best_first(tokens.score[free], missing)])
+    new = torch.cat(parts)[:missing]
     added = torch.zeros_like(held)
     added[new] = True
     share = torch.where(added[decision.src], 0.0, decision.share)
@@ -186,9 +192,12 @@ def fill(decision: TokenMap, tokens: TokenBatch, count: int) -> TokenMap:
     )
 
 
-def _best_first(score: Tensor) -> Tensor:
-    """Indices by decreasing score, stable, NaN last."""
+def _best_first(score: Tensor, count: int) -> Tensor:
+    """Indices by decreasing score, stable, NaN last; without any score ``count`` spread ones."""
     missing = score.isnan()
+    n = score.shape[0]
+    if 0 < count < n and bool(missing.all()):
+        return (2 * torch.arange(count, device=score.device) + 1) * n // (2 * count)
     order = torch.argsort(score.masked_fill(missing, -torch.inf), descending=True, stable=True)
     return order[torch.argsort(missing[order].byte(), stable=True)]
 

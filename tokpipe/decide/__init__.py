@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tokpipe.decide._audio import CHUNK, AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
-from tokpipe.decide._stream import is_stream, removes, together
+from tokpipe.decide._stream import is_stream, together
 from tokpipe.decide._video import BLOCK, POOL, complete
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "complete",
     "decide",
     "is_stream",
-    "removes",
     "together",
 ]

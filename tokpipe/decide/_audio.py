@@ -10,9 +10,9 @@ import torch
 
 from tokpipe.budget import Supply, largest_remainder
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
 from tokpipe.compress._fit import expanded, fit_chain, own_count
-from tokpipe.decide._stream import meets_budget, removes, together
-from tokpipe.ingest import Chain
+from tokpipe.decide._stream import meets_budget, together
 from tokpipe.recipe import build
 from tokpipe.spec import MODALITY_CODE, StepSpec
 from tokpipe.tensors import TokenBatch, TokenMap
@@ -44,10 +44,10 @@ class AudioSide:
         elif budgeted and getattr(reducers[-1], "drop", False):
             # What a gate was told to remove must not fill the budget again.
             reducers.append(build(StepSpec(use=_TAIL[-1])))
-        cut = together(reducers, chain.fill) if budgeted else len(reducers) - 1
+        cut = together(chain, reducers) if budgeted else len(reducers) - 1
         self.scorers: list[Any] = reducers[:cut] if reducers else []
         self.tail: list[Any] = reducers[cut:] if reducers else []
-        self.holds = bool(self.tail) and removes(self.tail[-1], chain.fill)
+        self.holds = bool(self.tail) and chain.removes(self.tail[-1])
         self.light = all(
             getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers
         )

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tokpipe.budget import AUDIO_SHARE, WINDOW, Budget, Supply, split_modalities
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
 from tokpipe.decide._audio import AudioSide
 from tokpipe.decide._video import VideoSide, complete
 from tokpipe.errors import BudgetError, RecipeError
-from tokpipe.ingest import Chain
 from tokpipe.spec import Layout
 from tokpipe.tensors import TokenBatch
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import Any
 
 import torch
 
+from tokpipe.chain import Chain
 from tokpipe.compress._fit import expanded
 from tokpipe.tensors import TokenBatch
-
-#: Ends of the names of parameters that say what to remove.
-_TOLD = ("threshold", "ratio", "relative")
 
 
 def is_stream(reducer: Any) -> bool:
@@ -25,28 +22,7 @@ def meets_budget(reducer: Any) -> bool:
     return hasattr(reducer, "decide") or hasattr(reducer, "settle")
 
 
-def removes(reducer: Any, fill: bool = False) -> bool:
-    """The reducer was told to remove tokens, by a threshold, a ratio or a count of its own.
-
-    Args:
-        reducer: Any reducer; a projector always removes, since it makes new candidates.
-        fill: The recipe says that what its steps are told orders candidates: the budget is filled.
-    """
-    if hasattr(reducer, "project"):
-        return True
-    if fill:
-        return False
-    if getattr(reducer, "drop", False):
-        return True
-    plain = type(reducer)()
-    told = [f.name for f in fields(reducer) if f.name.endswith(_TOLD)]
-    if any(getattr(reducer, name) != getattr(plain, name) for name in told):
-        return True
-    # Counts of its own show against the same rule with nothing set.
-    return not is_stream(reducer) and reducer.out_count(1000, None) != plain.out_count(1000, None)
-
-
-def together(reducers: list[Any], fill: bool) -> int:
+def together(chain: Chain, reducers: list[Any]) -> int:
     """Index of the first reducer that is decided with the last: one with a count of its own.
 
     What such a step leaves is only an order of the candidates where a budget asks for more, so it
@@ -54,7 +30,7 @@ def together(reducers: list[Any], fill: bool) -> int:
     """
     for i, reducer in enumerate(reducers[:-1]):
         thins = hasattr(reducer, "decide") and reducer.out_count(1000, None) != (1000, True)
-        if thins and not removes(reducer, fill):
+        if thins and not chain.removes(reducer):
             return i
     return len(reducers) - 1
 

@@ -10,19 +10,18 @@ import torch
 
 from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
 from tokpipe.compress._fit import fit_chain, own_count
 from tokpipe.decide._stream import (
     by_frame,
     is_stream,
     meets_budget,
-    removes,
     through_all,
     through_stream,
     together,
 )
 from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.frames import allocate_frames
-from tokpipe.ingest import Chain
 from tokpipe.recipe import build
 from tokpipe.spec import Layout, StepSpec
 from tokpipe.tensors import TokenBatch
@@ -52,7 +51,7 @@ class VideoSide:
         self.bank, self.limit, self.pool, self.device = bank, limit, pool, device
         self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
         self.cells = self.grid[0] * self.grid[1]
-        self.fill = chain.fill
+        self.chain = chain
         self.scorers, self.tail = complete(chain, budgeted=limit is not None)
         self.final: Any = self.tail[-1] if self.tail else None
         self.pts = bank.frames()["pts"].copy()
@@ -74,7 +73,7 @@ class VideoSide:
             for block in self._scored():
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
-        elif any(removes(r, self.fill) for r in self.scorers):
+        elif any(self.chain.removes(r) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
             self.supply = Supply(count, count)
         else:
@@ -167,11 +166,11 @@ class VideoSide:
     def _streams(self) -> bool:
         """The rule meets a budget exactly while it streams: it sees every frame without a pool."""
         alone = len(self.tail) == 1 and is_stream(self.final) and self.final.exact
-        return alone and not removes(self.final, self.fill)
+        return alone and not self.chain.removes(self.final)
 
     def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
-        if budget is None or removes(self.final, self.fill):
+        if budget is None or self.chain.removes(self.final):
             # What the rule was told to remove stays out; the budget only bounds the rest.
             return placed.reduce(own_count(self.tail, placed, budget)).to("cpu")
         return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact)).to("cpu")
@@ -233,11 +232,11 @@ def complete(chain: Chain, *, budgeted: bool) -> tuple[list[Any], list[Any]]:
         rules = [r for r in reducers if not hasattr(r, "settle")]
         return rules[:-1], rules[-1:]
     if reducers and meets_budget(reducers[-1]):
-        cut = together(reducers, chain.fill)
+        cut = together(chain, reducers)
         return reducers[:cut], reducers[cut:]
     if reducers and hasattr(reducers[-1], "project"):
         return reducers, [build(StepSpec(use="uniform-tokens"))]
-    if any(removes(r, chain.fill) for r in reducers):
+    if any(chain.removes(r) for r in reducers):
         return reducers, [build(StepSpec(use="top-k"))]
     head = reducers or [build(StepSpec(use=_SCORER))]
     return head, [build(StepSpec(use=_SELECTOR))]

@@ -93,7 +93,7 @@ def list_(
         table([_line(c) for c in chosen], head=_HEAD)
     if missing:
         typer.echo("")
-        reasons = [(row.slug, ", ".join(row.lists), _why(row)) for row in missing]
+        reasons = [(row.slug, ", ".join(row.lists), row.why) for row in missing]
         table(reasons, head=("does not run here", "list", "why"))
 
 
@@ -108,12 +108,6 @@ def _line(c: Card) -> tuple[str, ...]:
     causal = ("yes" if c.causal else "no") if c.where else ""
     return (c.name, kind, ", ".join(c.modalities), c.where, needs, causal, c.budget,
             c.parity if c.where else "", c.summary)  # fmt: skip
-
-
-def _why(row: Row) -> str:
-    from tokpipe.survey import STATUS
-
-    return f"{STATUS[row.status]}: {row.reason}" if row.reason else STATUS[row.status]
 
 
 def _short(line: tuple[str, ...]) -> str:
@@ -138,8 +132,8 @@ def show(name: o.OperatorName, as_json: o.Json = False, debug: o.Debug = False) 
     from tokpipe.card import BUDGETS, STAGES, card
 
     del debug
-    row = survey.find(name)
-    if row is not None and name not in registry.entries() and name not in registry.aliases():
+    row = survey.find(name.lower())
+    if row is not None and registry.known(name) is None:
         _show_row(row, as_json)
         return
     entry, facts = registry.lookup(name), card(name)
@@ -179,9 +173,9 @@ def _show_row(row: Row, as_json: bool) -> None:
         emit("method", **asdict(row))
         return
     screen = Screen()
-    screen.say(f"{row.name}  (does not run here)", style="bold")
-    screen.say(_why(row))
-    if row.runs:
+    screen.say(row.name, style="bold")
+    screen.say(row.why)
+    if row.runs and row.status != "runs":
         screen.say(f"what runs of it: {', '.join(row.runs)}")
     if row.carries:
         screen.say(f"for a consumer: {row.carries}")
