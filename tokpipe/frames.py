@@ -14,6 +14,7 @@ from torch import Tensor
 from tokpipe.budget import largest_remainder
 from tokpipe.errors import RecipeError
 from tokpipe.maps import TokenMap
+from tokpipe.spec import MODALITY_CODE
 from tokpipe.tensors import TokenBatch
 
 
@@ -34,8 +35,19 @@ class Frames:
         return int(self.counts.shape[0])
 
 
+def one_item(tokens: TokenBatch) -> bool:
+    """All tokens are of one frame, or are sound, which has no frames: it is one item."""
+    if not len(tokens):
+        return True
+    sound = tokens.modality == MODALITY_CODE["audio"]
+    return bool((tokens.at == tokens.at[0]).all() | sound.all())
+
+
 def frames_of(tokens: TokenBatch) -> Frames:
-    """Group tokens of equal ``at`` into frames."""
+    """Group tokens of equal ``at`` into frames; sound is one item."""
+    if len(tokens) and one_item(tokens):
+        index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.at.device)
+        return Frames(index, torch.full_like(index[:1], len(tokens)))
     _, index, counts = torch.unique(tokens.at, return_inverse=True, return_counts=True)
     return Frames(index, counts)
 
@@ -73,8 +85,8 @@ def equal_frames(tokens: TokenBatch, name: str) -> tuple[int, int]:
         RecipeError: They do not; ``name`` is the operator that needs it.
     """
     n = len(tokens)
-    if n == 0:
-        return 0, 0
+    if n == 0 or one_item(tokens):
+        return min(n, 1), n
     starts = torch.nonzero(tokens.at[1:] != tokens.at[:-1]).flatten() + 1
     steps = int(starts.shape[0]) + 1
     size = n // steps
@@ -106,7 +118,7 @@ def each_frame(
         decide: The rule for the tokens of one frame.
     """
     n = len(tokens)
-    if n == 0 or bool((tokens.at == tokens.at[0]).all()):
+    if one_item(tokens):
         return decide(tokens, budget)
     found = frames_of(tokens)
     counts = found.counts.tolist()

@@ -216,10 +216,10 @@ def from_line(text: str) -> Recipe:
     """Read the one-line form."""
     chains: dict[str, tuple[StepSpec, ...]] = {}
     options: dict[str, Any] = {}
-    offset = 0
+    offset, labelled = 0, False
     for part in split_at(text, ";"):
         label = re.match(r"\s*(video|audio)\s*:(?!\w+\s*=)", part)
-        stream = label[1] if label else "video"
+        stream, labelled = label[1] if label else "video", labelled or label is not None
         body = part[label.end() :] if label else part
         start = offset + (label.end() if label else 0)
         steps = []
@@ -243,7 +243,10 @@ def from_line(text: str) -> Recipe:
             chains[stream] = tuple(steps)
         offset += len(part) + 1
     seed, fill = options.get("seed", 0), options.get("fill", False)
-    return _checked(chains, options.get("budget"), seed, fill, "recipe")
+    made = _checked(chains, options.get("budget"), seed, fill, "recipe")
+    # Bare rules say nothing of the sound: they are what the rule's name alone would be.
+    bare = not labelled and made.video != chains.get("video")
+    return made.over(load_recipe(_DEFAULT)) if bare else made
 
 
 def _parse_step(text: str, where: str) -> StepSpec:

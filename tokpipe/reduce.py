@@ -6,8 +6,9 @@ from typing import Any
 
 from tokpipe import registry
 from tokpipe.card import card
+from tokpipe.chain import Chain
 from tokpipe.compress._fit import fit_chain, own_count
-from tokpipe.errors import RecipeError
+from tokpipe.errors import BudgetError, RecipeError
 from tokpipe.recipe import Recipe, build, load_recipe
 from tokpipe.spec import MODALITIES, StepSpec
 from tokpipe.tensors import Query, TokenBatch, TokenMap
@@ -27,7 +28,9 @@ def map_tokens(
         tokens: N tokens of one item, frames in order, with the columns the rules need.
         recipe: Name of an operator or preset, a line, or a Recipe; its reducers run one after the
             other, its samplers and encoder have no part.
-        budget: Most rows; None goes by the rules' own counts, ratios and thresholds.
+        budget: Most rows; None goes by the rules' own counts, ratios and thresholds (a rule that
+            takes its count from the user alone keeps all). A ratio, threshold or count written in
+            a line holds; the budget then only bounds it.
         query: What the text asks, for rules that need it.
         exact: Fill up to min(budget, N); False keeps whole frames and regular grids as they are.
 
@@ -45,9 +48,12 @@ def map_tokens(
         BudgetError: The budget is negative.
         ModelError: The tokens hold NaN or infinity.
     """
-    rules = _rules(tokens, recipe)
-    if budget is None:
-        return own_count(rules, tokens, None, query)
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
+        raise BudgetError(f"budget {budget!r} is no whole number", hint="give a number of tokens")
+    chain = _rules(tokens, recipe)
+    rules = chain.reducers
+    if budget is None or chain.removes(rules[-1]):
+        return own_count(rules, tokens, budget, query)
     return fit_chain(rules, tokens, budget, query, exact=exact)
 
 
@@ -63,7 +69,9 @@ def reduce_tokens(
     return tokens.reduce(map_tokens(tokens, recipe, budget, query, exact=exact)).sorted()
 
 
-def _rules(tokens: TokenBatch, recipe: str | Recipe) -> list[Any]:
+def _rules(tokens: TokenBatch, recipe: str | Recipe) -> Chain:
+    """The reducers of the tokens' own stream, checked for what they work on."""
+    fill = False
     steps: tuple[StepSpec, ...]
     named = isinstance(recipe, str) and registry.known(recipe.strip())
     if named and registry.lookup(named).kind in ("reducer", "projector"):
@@ -73,11 +81,25 @@ def _rules(tokens: TokenBatch, recipe: str | Recipe) -> list[Any]:
         # A preset brings the default of the other stream along: only its own is meant.
         streams = card(named).modalities if named else tuple(made.chains)
         present = [MODALITIES[code] for code in sorted(set(tokens.modality.tolist()))]
-        steps = made.chains[next((s for s in present if s in streams), streams[0])]
-    out = [rule for step in steps if (rule := _built(step)) is not None]
-    if not out:
+        steps, fill = made.chains[next((s for s in present if s in streams), streams[0])], made.fill
+    out = Chain(fill=fill)
+    for step in steps:
+        if (rule := _built(step)) is not None:
+            out.reducers.append(rule)
+            out.rules.append(step)
+            _check_streams(tokens, step.use, rule)
+    if not out.reducers:
         raise RecipeError("the recipe has no reducers", hint="name one, for example `tome`")
     return out
+
+
+def _check_streams(tokens: TokenBatch, name: str, rule: Any) -> None:
+    for code, stream in enumerate(MODALITIES):
+        if stream not in rule.modalities and bool((tokens.modality == code).any()):
+            raise RecipeError(
+                f"`{name}` works on {' and '.join(rule.modalities)}, these are {stream} tokens",
+                hint="`modality` of a TokenBatch is 0 for video, 1 for audio",
+            )
 
 
 def _built(step: StepSpec) -> Any:

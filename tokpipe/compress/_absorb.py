@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokpipe.compress._columns import column
-from tokpipe.compress._neighbors import blocks, unit_rows
+from tokpipe.compress._neighbors import blocks, inverse_lengths, products, unit_rows
 from tokpipe.tensors import TokenBatch, TokenMap
 
 #: ``mean``: a row is the mean of its place and what it takes. ``added``: its place plus the mean
@@ -21,9 +21,9 @@ Combine = Literal["mean", "added"]
 
 
 def flat_keys(tokens: TokenBatch, operator: str) -> Tensor:
-    """The column ``keys`` float32 [N, D'], averaged over heads where it has them."""
-    keys = column(tokens, "keys", operator)
-    return keys.mean(1) if keys.ndim == 3 else keys
+    """The column ``keys`` float [N, D'], averaged over heads where it has them."""
+    keys = column(tokens, "keys", operator, own=True)
+    return keys.mean(1, dtype=torch.float32) if keys.ndim == 3 else keys
 
 
 def best_first(score: Tensor) -> Tensor:
@@ -74,28 +74,37 @@ def absorb(group: Tensor, anchor: Tensor, combine: Combine = "mean") -> TokenMap
     return replace(merged, weight=weight)
 
 
-def nearest_others(unit: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` rows of highest dot product with each kept row, itself left out.
+def nearest_others(
+    data: Tensor, kept: Tensor, count: int, *, rest: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` rows of highest cosine with each kept row, itself left out.
 
     Args:
-        unit: float32 [N, D].
+        data: float [N, D].
         kept: int64 [K].
         count: Neighbours, 0 .. N - 1.
+        rest: Look only among the kept rows and these, int64 [R], and count places in that list;
+            None among all.
 
     Returns:
         (row int64 [M] of ``kept``, neighbour int64 [M]) with M = K x count, row after row,
         neighbours ascending; of equal ones the lower index is taken.
     """
     rows, found = [], []
-    for a, b in blocks(kept.shape[0] if count else 0, unit.shape[0]):
-        alike = unit[kept[a:b]] @ unit.T
-        alike.scatter_(1, kept[a:b, None], -torch.inf)
+    inverse = inverse_lengths(data)
+    listed = None if rest is None else torch.cat([kept, rest])
+    own = kept if rest is None else torch.arange(kept.shape[0], device=kept.device)
+    for a, b in blocks(kept.shape[0] if count else 0, data.shape[0]):
+        alike = products(unit_rows(data[kept[a:b]])[None], data[None])[0].mul_(inverse)
+        alike = alike if listed is None else alike[:, listed]
+        alike.scatter_(1, own[a:b, None], -torch.inf)
         least = alike.topk(count, dim=1).values[:, -1:]
         above, equal = alike > least, alike == least
         room = count - above.sum(1, keepdim=True)
         row, index = torch.nonzero(above | (equal & (equal.cumsum(1) <= room)), as_tuple=True)
         rows.append(row + a)
         found.append(index)
+        del alike, above, equal  # else the next block is made beside them
     if not rows:
         return kept[:0], kept[:0]
     return torch.cat(rows), torch.cat(found)

@@ -5,12 +5,13 @@ Letters: N tokens, R sound tokens left over, C tokens of a frame, G groups, D wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import most_similar
+from tokpipe.compress._neighbors import BLOCK, blocks, most_alike, unit_rows
 
 #: Bounds of a group's drop rate, and what a fully kept sound takes off the upper one.
 LEAST, MOST, SWING = 0.35, 0.75, 0.4
@@ -33,14 +34,14 @@ class Absorbed:
     weight: Tensor
 
 
-def absorb(unit: Tensor, rest: Tensor, guide: Tensor, anchors: int, most: int) -> Absorbed:
+def absorb(data: Tensor, rest: Tensor, guide: Tensor, anchors: int, most: int) -> Absorbed:
     """Choose evenly spaced anchors of ``rest`` and give each its best followers.
 
     A token follows the anchor it resembles most; an anchor takes in the followers that resemble
     any token of ``guide`` most (the anchor itself where there is no guide).
 
     Args:
-        unit: float32 [N, D], rows of length 1 or 0.
+        data: float [N, D].
         rest: int64 [R], ascending.
         guide: int64 [V].
         anchors: 0 .. R.
@@ -48,17 +49,17 @@ def absorb(unit: Tensor, rest: Tensor, guide: Tensor, anchors: int, most: int) -
     """
     none = rest[:0]
     if anchors < 1:
-        return Absorbed(none, none, none, unit.new_zeros(0))
+        return Absorbed(none, none, none, data.new_zeros(0, dtype=torch.float32))
     place = torch.arange(anchors, device=rest.device) * (rest.shape[0] // anchors)
     anchor = rest[place]
     left = torch.ones(rest.shape[0], dtype=torch.bool, device=rest.device)
     left[place] = False
     others = rest[left]
     if not len(others) or most < 1:
-        return Absorbed(anchor, none, none, unit.new_zeros(0))
-    value, owner = most_similar(unit[others], unit[anchor])
+        return Absorbed(anchor, none, none, data.new_zeros(0, dtype=torch.float32))
+    value, owner = most_alike(data, others, anchor)
     if len(guide):
-        value = most_similar(unit[others], unit[guide])[0]
+        value = most_alike(data, others, guide)[0]
     order = torch.argsort(value, descending=True, stable=True)
     order = order[torch.argsort(owner[order], stable=True)]
     counts = torch.bincount(owner, minlength=anchors)
@@ -98,34 +99,55 @@ def drop_rates(retention: Tensor, sizes: Tensor, target: float) -> list[float]:
     return [float(rate) for rate in out.tolist()]
 
 
-def frame_picks(unit: Tensor, before: Tensor | None, count: int, neighbours: int) -> Tensor:
+def frame_picks(
+    data: Tensor, frame: Tensor, before: Tensor | None, count: int, neighbours: int
+) -> Tensor:
     """Tokens int64 [count] of a frame that stay, ascending.
 
     Args:
-        unit: float32 [C, D], rows of length 1 or 0.
-        before: The frame before: what resembles the same place there least stays. None, or a
-            frame of another size: density peaks stay.
+        data: float [N, D].
+        frame: int64 [C] the frame's tokens.
+        before: Those of the frame before: what resembles the same place there least stays. None,
+            or a frame of another size: density peaks stay.
         count: 0 .. C.
         neighbours: Tokens in the density, the token itself not counted.
     """
-    size = unit.shape[0]
+    size = frame.shape[0]
     if count >= size or count < 1:
-        return torch.arange(size if count else 0, device=unit.device)
-    if before is not None and before.shape == unit.shape:
-        value = -(unit * before).sum(1)
+        return frame if count else frame[:0]
+    if before is not None and before.shape == frame.shape:
+        value = torch.empty(size, device=data.device)
+        for a, b in blocks(size, data.shape[1]):
+            pair = unit_rows(data[frame[a:b]]).mul_(unit_rows(data[before[a:b]]))
+            value[a:b] = -pair.sum(1)
     else:
-        value = _peak_score(unit, min(neighbours, size - 1))
-    return torch.argsort(value, descending=True, stable=True)[:count].sort().values
+        value = _peak_score(data, frame, min(neighbours, size - 1))
+    return frame[torch.argsort(value, descending=True, stable=True)[:count].sort().values]
 
 
-def _peak_score(unit: Tensor, neighbours: int) -> Tensor:
+def _peak_score(data: Tensor, frame: Tensor, neighbours: int) -> Tensor:
     """Density times distance to the nearest denser token, float32 [C]; of cosine distances."""
-    apart = 1 - unit @ unit.T
-    others = apart.clone().fill_diagonal_(torch.inf)
-    density = (-others.topk(neighbours, dim=1, largest=False).values.mean(1)).exp()
-    place = torch.arange(unit.shape[0], device=unit.device)
+    size = frame.shape[0]
+    density, top = torch.empty(size, device=data.device), torch.zeros(size, device=data.device)
+    for a, b, apart in _apart(data, frame):
+        top[a:b] = apart.amax(1)
+        apart.diagonal(a).fill_(torch.inf)
+        density[a:b] = (-apart.topk(neighbours, dim=1, largest=False).values.mean(1)).exp()
+    place = torch.arange(size, device=data.device)
     rank = torch.empty_like(place)
     rank[torch.argsort(density, descending=True, stable=True)] = place
-    denser = rank[None, :] < rank[:, None]
-    nearest = apart.masked_fill(~denser, torch.inf).amin(1)
-    return density * torch.where(rank == 0, apart.amax(1), nearest)
+    nearest = torch.empty_like(density)
+    for a, b, apart in _apart(data, frame):
+        nearest[a:b] = apart.masked_fill_(rank[None, :] >= rank[a:b, None], torch.inf).amin(1)
+    return density * torch.where(rank == 0, top, nearest)
+
+
+def _apart(data: Tensor, frame: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Ranges of tokens int64 [C] and their cosine distances [R, C] from all, row by row."""
+    size, width = frame.shape[0], data.shape[1]
+    step = max(1, BLOCK // 4 // max(1, width))
+    for a, b in blocks(size, 2 * max(size, width)):
+        left, out = unit_rows(data[frame[a:b]]), torch.empty((b - a, size), device=data.device)
+        for c in range(0, size, step):
+            out[:, c : c + step] = left @ unit_rows(data[frame[c : c + step]]).T
+        yield a, b, out.neg_().add_(1)

@@ -50,9 +50,7 @@ class EachPeaks:
     score: Tensor
 
 
-def density_peaks(
-    data: Tensor, count: int, neighbours: int, *, unit: float = 1.0
-) -> Peaks:
+def density_peaks(data: Tensor, count: int, neighbours: int, *, unit: float = 1.0) -> Peaks:
     """Cluster by density peaks with a k-nearest-neighbour density.
 
     Scores are compared as logarithms: the same order as their product, without underflow where

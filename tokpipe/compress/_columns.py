@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tokpipe.errors import RecipeError
+from tokpipe.errors import ModelError, RecipeError
 from tokpipe.spec import EXTRAS
 from tokpipe.tensors import Query, TokenBatch
 
 
-def column(tokens: TokenBatch, name: str, operator: str) -> Tensor:
-    """The extra column ``name`` [N, ...] in float32.
+def column(tokens: TokenBatch, name: str, operator: str, *, own: bool = False) -> Tensor:
+    """The extra column ``name`` [N, ...] in float32, or in its ``own`` type.
 
     Raises:
         RecipeError: The tokens do not carry it; ``operator`` is who needs it.
+        ModelError: It holds NaN or infinity.
     """
     value = tokens.extras.get(name)
     if value is None:
         what = EXTRAS.get(name, "a column of the encoder")
         raise RecipeError(
             f"`{operator}` needs the column `{name}` ({what})",
-            hint="use an encoder that gives it",
+            hint=f"add it with `tokens.with_extras({name}=...)`, or use an encoder that gives it",
             code="recipe.needs",
         )
-    return value.float()
+    if len(value) and not bool(value.sum(dtype=torch.float32).isfinite()):
+        raise ModelError(
+            f"the column `{name}` holds values that are not finite",
+            hint="compute it in float32 or bfloat16",
+            code="model.finite",
+        )
+    return value if own else value.float()
 
 
 def head_mean(tokens: TokenBatch, name: str, operator: str) -> Tensor:
     """The extra column ``name`` as float32 [N]; heads, where there are any, are averaged."""
     value = column(tokens, name, operator)
+    if value.ndim not in (1, 2):
+        raise RecipeError(
+            f"`{operator}` takes `{name}` as [N] or [N, H], got {list(value.shape)}",
+            hint=EXTRAS.get(name),
+            code="recipe.needs",
+        )
     return value.mean(1) if value.ndim == 2 else value
 
 
@@ -41,8 +55,17 @@ def compared(tokens: TokenBatch, query: Query | None, operator: str) -> tuple[Te
     if query is None:
         raise RecipeError(
             f"`{operator}` needs a query",
-            hint="give --query and an encoder with a text tower",
+            hint="from Python give a `tokpipe.Query`; files need an encoder with a text tower",
             code="recipe.needs",
         )
-    value = tokens.data if query.space == "data" else column(tokens, query.space, operator)
+    data = query.space == "data"
+    value = tokens.data if data else column(tokens, query.space, operator, own=True)
+    for name, text in (("pooled", query.pooled), ("tokens", query.tokens)):
+        if text is not None and (text.ndim != 2 or text.shape[1] != value.shape[1]):
+            raise RecipeError(
+                f"`{operator}`: the query's `{name}` is {list(text.shape)}, "
+                f"`{query.space}` is {list(value.shape)}",
+                hint="both need the same width, [M, E] and [N, E]",
+                code="recipe.needs",
+            )
     return value, query

@@ -5,7 +5,6 @@ Letters: N nodes, T frames, C nodes of a frame, E edges, K components, D width.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -55,15 +54,51 @@ def connected(label: Tensor, left: Tensor, right: Tensor) -> Tensor:
         left, right = label[left], label[right]
 
 
-def alike_frames(data: Tensor, threshold: float) -> Components:
+class Means:
+    """Weighted sums of groups of rows, made whenever some of them are asked for.
+
+    Attributes:
+        shape: (1, K, D), as one frame of K rows.
+        device: Where they are made.
+    """
+
+    def __init__(
+        self, data: Tensor, group: Tensor, count: int, weight: Tensor | None = None
+    ) -> None:
+        """Prepare ``count`` sums of data float [N, D] by ``group`` int64 [N].
+
+        Args:
+            data: Rows.
+            group: 0 .. count - 1.
+            count: K.
+            weight: float32 [N] of each row in its sum; default one over the group's size.
+        """
+        self.shape, self.device = (1, count, data.shape[1]), data.device
+        size = torch.bincount(group, minlength=count)
+        self._data, self._group = data, group
+        self._weight = (1 / size[group]).float() if weight is None else weight
+        self._order = torch.argsort(group, stable=True)
+        self._start = [0, *torch.cumsum(size, 0).tolist()]
+
+    def rows(self, a: int, b: int) -> Tensor:
+        """Sums a .. b, float32 [b - a, D]."""
+        out = torch.zeros((b - a, self.shape[2]), device=self.device)
+        member = self._order[self._start[a] : self._start[b]]
+        for part in torch.split(member, max(1, BLOCK // 4 // max(1, self.shape[2]))):
+            rows = self._data[part].float().mul_(self._weight[part, None])
+            out.index_add_(0, self._group[part] - a, rows)
+        return out
+
+
+def alike_frames(data: Tensor | Means, threshold: float) -> Components:
     """Components of every frame's graph of nodes with a cosine above ``threshold``.
 
     Args:
-        data: float [T, C, D].
+        data: float [T, C, D], or means that make one frame.
         threshold: Cosine, -1 to 1.
 
     Returns:
-        Over the T x C nodes, frame after frame. One pass of products, memory bounded by blocks.
+        Over the T x C nodes, frame after frame. Half a pass of products, memory bounded by tiles.
     """
     steps, size, width = data.shape
     label = torch.arange(steps * size, device=data.device)
@@ -71,24 +106,29 @@ def alike_frames(data: Tensor, threshold: float) -> Components:
     frames = max(1, _ENTRIES // max(1, size * max(size, width)))
     side = max(1, min(size, math.isqrt(_ENTRIES)))
     for t in range(0, steps, frames):
-        block = data[t : t + frames]
-        # Products are scaled, not rows: fewer passes over the data, and no copy of it.
-        length = torch.linalg.vector_norm(block, dim=2, dtype=torch.float32)
-        scale = 1 / length.clamp(min=1e-12)
-        first = torch.arange(t, t + block.shape[0], device=data.device)[:, None] * size
-        for a, c in itertools.product(range(0, size, side), repeat=2):
-            if c > a:
-                continue
-            b, d = min(size, a + side), min(size, c + side)
-            cosine = torch.bmm(block[:, a:b].float(), block[:, c:d].float().mT)
-            near = cosine.mul_(scale[:, a:b, None]).mul_(scale[:, None, c:d]) > threshold
-            here = first + torch.arange(a, b, device=data.device)
-            there = first + torch.arange(c, d, device=data.device)
-            degree[here] += near.sum(2)
-            if c < a:
-                degree[there] += near.sum(1)
-            label = _join(label, near, here, there)
+        last = min(steps, t + frames)
+        first = torch.arange(t, last, device=data.device)[:, None] * size
+        for a in range(0, size, side):
+            b = min(size, a + side)
+            left, here = _tile(data, t, last, a, b), first + torch.arange(a, b, device=data.device)
+            for c in range(0, a + 1, side):
+                d = min(size, c + side)
+                right = left if c == a else _tile(data, t, last, c, d)
+                # Products are scaled, not rows: fewer passes over the data, and no copy of it.
+                cosine = torch.bmm(left[0], right[0].mT)
+                near = cosine.mul_(left[1][:, :, None]).mul_(right[1][:, None]) > threshold
+                there = first + torch.arange(c, d, device=data.device)
+                degree[here] += near.sum(2)
+                if c < a:
+                    degree[there] += near.sum(1)
+                label = _join(label, near, here, there)
     return _ordered(label, degree)
+
+
+def _tile(data: Tensor | Means, t: int, last: int, a: int, b: int) -> tuple[Tensor, Tensor]:
+    """Rows a .. b of frames t .. last, float32 [T, R, D], and one over their lengths [T, R]."""
+    rows = data.rows(a, b)[None] if isinstance(data, Means) else data[t:last, a:b].float()
+    return rows, 1 / torch.linalg.vector_norm(rows, dim=2).clamp(min=1e-12)
 
 
 def _join(label: Tensor, near: Tensor, here: Tensor, there: Tensor) -> Tensor:

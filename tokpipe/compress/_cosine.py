@@ -53,7 +53,8 @@ class Cosines:
         """Half-open ranges of rows that together make a block; ``width`` columns, default C."""
         steps, size = self.shape
         limit = DENSE if self.dense is not None else _BLOCK
-        step = max(1, limit // max(1, steps * (width or size)))
+        # One row more than fits: see ``_neighbors.blocks``.
+        step = 1 + limit // max(1, steps * (width or size))
         for start in range(0, size, step):
             yield start, min(size, start + step)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import blocks
+from tokpipe.compress._neighbors import blocks, products, row_lengths
 
 #: Likeness float32 [G, R, C] of the tokens at some positions with those at others.
 Score = Callable[[slice, slice], Tensor]
@@ -73,11 +73,10 @@ def cosine(values: Tensor) -> Score:
 
     Rows are not copied to be normalised: the products are divided by the lengths.
     """
-    lengths = torch.linalg.vector_norm(values, dim=2, dtype=torch.float32)
-    scale = 1 / lengths.clamp(min=1e-12)
+    scale = 1 / row_lengths(values).clamp(min=1e-12)
 
     def score(rows: slice, cols: slice) -> Tensor:
-        product = values[:, rows].float() @ values[:, cols].float().mT
+        product = products(values[:, rows].float(), values[:, cols])
         return product.mul_(scale[:, rows, None]).mul_(scale[:, None, cols])
 
     return score

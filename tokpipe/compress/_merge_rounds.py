@@ -27,7 +27,7 @@ from tokpipe.compress._match import (
     removable,
 )
 from tokpipe.compress._neighbors import BLOCK
-from tokpipe.frames import frames_of
+from tokpipe.frames import frames_of, one_item
 from tokpipe.maps import TokenMap
 from tokpipe.tensors import TokenBatch
 
@@ -133,10 +133,12 @@ class Rule:
 def groups_of(tokens: TokenBatch, frames: int) -> Groups:
     """Groups of so many consecutive frames; 0 puts all tokens into one, in their own order."""
     n = len(tokens)
-    if n == 0 or bool((tokens.at == tokens.at[0]).all()):
+    sound = one_item(tokens) and n > 0 and bool((tokens.at != tokens.at[0]).any())
+    if one_item(tokens) and not (sound and frames > 1):
         return Groups([n], [1], None)
     found = frames_of(tokens)
-    counts = found.counts.tolist()
+    # A clip of sound is so many tokens: each is a moment of its own.
+    counts = [1] * n if sound else found.counts.tolist()
     if frames == 0:
         return Groups([n], [len(counts)], None)
     order = None
@@ -214,12 +216,14 @@ def folded(values: Tensor, part: Tensor, match: Matching, *, spent: bool = False
     def sums(block: Tensor) -> Tensor:
         return embedding_bag(member, block, starts, mode="sum", per_sample_weights=weight)
 
-    if not spent or groups > 1 or values.numel() <= BLOCK:
+    plain = values.dtype == torch.float32 and not spent
+    if plain or groups > 1 or values.numel() <= BLOCK:
         return sums(values.reshape(-1, width).float()).reshape(groups, k, width)
+    out = values if spent else torch.empty((1, k, width), device=values.device)
     step = max(1, BLOCK // values.shape[1])
     for a in range(0, width, step):
-        values[0, :k, a : a + step] = sums(values[0, :, a : a + step].contiguous())
-    return values[:, :k]
+        out[0, :k, a : a + step] = sums(values[0, :, a : a + step].float().contiguous())
+    return out[:, :k]
 
 
 class Gatherer:

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-#: Most elements of one block of a pairwise matrix (32 MB in float32).
+#: Elements of one block of a pairwise matrix (32 MB in float32).
 BLOCK = 1 << 23
 
 
 def blocks(n: int, width: int) -> Iterator[tuple[int, int]]:
-    """Half-open row ranges covering ``n`` so that rows x width stays within ``BLOCK``."""
-    step = max(1, BLOCK // max(1, width))
+    """Half-open row ranges covering ``n``: so many rows of ``width`` elements as exceed ``BLOCK``.
+
+    The C library gives so large a block back when it is let go; a little less, and it would keep
+    it, and then another for every new size.
+    """
+    step = 1 + BLOCK // max(1, width)
     for start in range(0, n, step):
         yield start, min(n, start + step)
 

@@ -14,8 +14,13 @@ from tokpipe.frames import Frames
 
 def text_cosines(vectors: Tensor, texts: Tensor) -> Tensor:
     """Cosines float32 [N, M] of token vectors [N, E] with texts [M, E]; zero rows give 0."""
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=1e-12)
-    return vectors @ unit_rows(texts.to(vectors.device)).T / length
+    unit = unit_rows(texts.to(vectors.device)).T
+    out = torch.empty(vectors.shape[0], unit.shape[1], device=vectors.device)
+    for a, b in blocks(vectors.shape[0], vectors.shape[1]):
+        part = vectors[a:b].float()
+        length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+        out[a:b] = part @ unit / length.clamp(min=1e-12)
+    return out
 
 
 def spread(value: Tensor, frames: Frames | None) -> Tensor:

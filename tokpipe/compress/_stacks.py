@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from tokpipe.budget import largest_remainder
-from tokpipe.frames import frames_of
+from tokpipe.frames import frames_of, one_item
 from tokpipe.tensors import TokenBatch, TokenMap
+
+#: Most elements of the data of a stack of several frames (128 MB in float32).
+_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def stacks(tokens: TokenBatch, budget: int | None, scope: str, pairs: int) -> It
     n, device = len(tokens), tokens.data.device
     if n == 0:
         return
-    if scope == "video" or bool((tokens.at == tokens.at[0]).all()):
+    if scope == "video" or one_item(tokens):
         quota = None if budget is None else torch.tensor([min(budget, n)], device=device)
         if budget != 0:
             zero = torch.zeros(1, dtype=torch.int64, device=device)
@@ -86,7 +89,7 @@ def stacks(tokens: TokenBatch, budget: int | None, scope: str, pairs: int) -> It
         starts.append(starts[-1] + count)
     for size in sorted(set(counts)):
         same = [t for t, c in enumerate(counts) if c == size and (shares is None or shares[t])]
-        step = max(1, pairs // (size * size))
+        step = max(1, min(pairs // (size * size), _ELEMENTS // (size * tokens.data.shape[1])))
         for part in (same[i : i + step] for i in range(0, len(same), step)):
             first = torch.tensor([starts[t] for t in part], device=device)
             place = first[:, None] + torch.arange(size, device=device)

@@ -7,7 +7,8 @@ released code takes them in the order of a CPython set of their positions in the
 ``compat="released"`` reproduces. Its count overshoots (pivots, plus an equal part per pivot); with
 a budget the parts are made to fit. Candidates that run out end the walk, there an error.
 
-Shapes: data [N, D]; kept tokens in the order they come. Cost: O(pivots N D), no pairs.
+Shapes: data [N, D]; kept tokens in the order they come. Passes: 1 N x K with K pivots, no
+pairs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tokpipe.compress._columns import column
 from tokpipe.compress._cosine import DENSE, Cosines
+from tokpipe.compress._neighbors import blocks
 from tokpipe.compress._stacks import Rows, Stack, stacks
 from tokpipe.errors import RecipeError
 from tokpipe.spec import Layout, Where
@@ -87,7 +89,7 @@ class Dart:
         text, weight = _text(query, data.shape[1], keys.shape[1])
         rows = Rows(n, device)
         for stack in stacks(tokens, budget, self.scope, DENSE):
-            norm = stack.of(keys).float().abs().sum(2)
+            norm = _sizes(stack.of(keys))
             own, words, order = self.order(norm, weight)
             cosines = Cosines(stack.of(data), pairs=0)
             near = cosines.rows(own)
@@ -138,6 +140,14 @@ class Dart:
         more = torch.arange(pivots, device=device)[None] < rest.clamp(min=0) - part * pivots
         # A budget under the number of pivots is met by dropping the last of them.
         return torch.where(rest < 0, rest, part + more)
+
+
+def _sizes(keys: Tensor) -> Tensor:
+    """Sum of magnitudes float32 [T, C] of keys [T, C, D'], block by block."""
+    out = torch.empty(keys.shape[:2], device=keys.device)
+    for a, b in blocks(keys.shape[1], keys.shape[0] * keys.shape[2]):
+        out[:, a:b] = keys[:, a:b].float().abs().sum(2)
+    return out
 
 
 def _walk(near: Tensor, own: Tensor, parts: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ Shapes: T frames of C tokens. Rows in time and raster order: tokens of highest a
 are; anchors, the densest other tokens of the last frame of a segment and of every p-th before it,
 mixed with the tokens of the segment that resemble them most. A token joins one anchor of every
 anchor frame, and its share is split between them. Cost: O(T C D + A C^2 D + sum L C m D) time for
-A anchor frames and segments of L frames with m anchors; memory bounded by blocks, beside one map
-entry for each token and anchor frame of its segment.
+A anchor frames and segments of L frames with m anchors; beside one map entry for each token
+and anchor frame of its segment. Passes: 3/2 N x N, 1 N x K of one frame, beyond 2896 tokens in
+tiles.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ picture is used as one into a reordered list, and the class token ends last
 frame starts fresh.
 
 Shapes: N tokens of a frame (token 0 the class token), queries and keys [N, D'] or [N, H, D'],
-scaled as in the attention; N - r rows. Cost: O(r N D'), memory bounded by blocks.
+scaled as in the attention; N - r rows.
+Passes: 1 N x K of queries with keys, in blocks of rows.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ budget every group of tokens gets its part of it in proportion.
 Shapes: T frames of C tokens. A token is still where its cosine to the next frame is above ``tau``;
 dynamic programming cuts windows so that most repeats go. Rows: window by window the still
 clusters, then of each frame the tokens of highest attention and clusters of the others, each in
-raster order. Cost: O(T C D + S C^2 D + T^2) time for S windows, memory bounded by blocks.
+raster order. Cost: O(T C D + S C^2 D + T^2) for S windows. Passes: 3/2 N x N, 1 N x K
+of one frame, beyond 2896 tokens in tiles.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ the drop rates and may miss its target. Groups are windows of time or, as releas
 
 Shapes: N tokens, A of sound, V of picture, D wide; rows in the order of the tokens.
 Cost: O(A V D) for the guide, O(C^2 D) for each frame of C tokens.
+Passes: 2 N x N at most, of one frame, in tiles and blocks of rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor
 from tokpipe.budget import largest_remainder
 from tokpipe.compress._audio_guide import Absorbed, absorb, drop_rates, frame_picks
 from tokpipe.compress._columns import head_mean
-from tokpipe.compress._neighbors import unit_rows
 from tokpipe.spec import Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
@@ -85,14 +85,13 @@ class OmniZip:
         sound = torch.nonzero(tokens.modality == 1).flatten()
         picture = torch.nonzero(tokens.modality != 1).flatten()
         best, anchors, share = self._counts(sound.shape[0], picture.shape[0], budget)
-        unit = unit_rows(tokens.data)
         order = torch.argsort(score[sound], descending=True, stable=True)
         rest = sound[order[best:].sort().values]
-        taken = absorb(unit, rest, picture, anchors, self.absorb)
+        taken = absorb(tokens.data, rest, picture, anchors, self.absorb)
         kept = torch.zeros(n, dtype=torch.bool, device=score.device)
         kept[sound[order[:best]]] = True
         kept[taken.anchor] = True
-        for index in self._picture(tokens, unit, kept, picture, share):
+        for index in self._picture(tokens, kept, picture, share):
             kept[index] = True
         return _assembled(kept, taken)
 
@@ -131,7 +130,7 @@ class OmniZip:
         return heard - anchors, anchors, seen
 
     def _picture(
-        self, tokens: TokenBatch, unit: Tensor, kept: Tensor, picture: Tensor, share: int | None
+        self, tokens: TokenBatch, kept: Tensor, picture: Tensor, share: int | None
     ) -> list[Tensor]:
         """Kept tokens of each frame."""
         if not len(picture):
@@ -149,8 +148,7 @@ class OmniZip:
             count = largest_remainder(share, weight, caps=size)
         before = [None, *index[:-1]]
         return [
-            frame[frame_picks(unit[frame], None if p % 2 == 0 or b is None else unit[b], k,
-                              self.neighbours)]
+            frame_picks(tokens.data, frame, b if p % 2 else None, k, self.neighbours)
             for frame, b, p, k in zip(index, before, place, count, strict=True)
         ]  # fmt: skip
 

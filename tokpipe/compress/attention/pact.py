@@ -6,7 +6,7 @@ Differs: as those two; with a budget above the tokens that importance would keep
 the budget asks for.
 
 Shapes: data [N, D]; K rows in the tokens' own order, tokens far from every centre are dropped.
-Cost: that of `pact-dbdpc`.
+Passes: 1 N x N, 13 N x K of keys, as `pact-dbdpc`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ says; the released code adds the neighbours weighted by raw attention, which bar
 spaced samples cover any number of tokens and never repeat a kept one. With a budget the last row
 counts too, and PruMerge+ halves the rest between attention and even spacing.
 
-Shapes: N tokens of a frame, attention [N] or [N, H], keys [N, D']; n + 1 rows. Cost: O(n N D').
+Shapes: N tokens of a frame, attention [N] or [N, H], keys [N, D']; n + 1 rows. Passes: 1 N x K
+of keys, in blocks of rows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from tokpipe.compress._absorb import best_first, flat_keys, nearest_others, others, spread
 from tokpipe.compress._columns import head_mean
-from tokpipe.compress._neighbors import unit_rows
 from tokpipe.frames import each_frame
 from tokpipe.spec import Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
@@ -102,8 +102,7 @@ class PruMerge:
         else:
             kept = self._spread_over(order, budget - 1)
         rest = self._left(kept, n)
-        unit = unit_rows(flat_keys(tokens, "prumerge"))
-        return self._merged(attention, unit, kept, rest)
+        return self._merged(attention, flat_keys(tokens, "prumerge"), kept, rest)
 
     def _official(self, order: Tensor, ratio: float) -> Tensor:
         """Kept tokens by a ratio, with the evenly spaced ones of PruMerge+."""
@@ -139,16 +138,17 @@ class PruMerge:
             return rest[repeats:]
         return rest
 
-    def _merged(self, attention: Tensor, unit: Tensor, kept: Tensor, rest: Tensor) -> TokenMap:
+    def _merged(self, attention: Tensor, keys: Tensor, kept: Tensor, rest: Tensor) -> TokenMap:
         n, count = attention.shape[0], kept.shape[0]
         rows = torch.arange(count, device=kept.device)
         if self.compat == "released":
             # Released: neighbours are looked for among the kept, repeats included, and the rest.
             known = torch.cat([kept, rest])
-            row, near = nearest_others(unit[known], rows, min(self.neighbours, len(known) - 1))
+            most = min(self.neighbours, len(known) - 1)
+            row, near = nearest_others(keys, kept, most, rest=rest)
             near = known[near]
         else:
-            row, near = nearest_others(unit, kept, min(self.neighbours, n - 1))
+            row, near = nearest_others(keys, kept, min(self.neighbours, n - 1))
         src, dst, anchor = torch.cat([kept, near]), torch.cat([rows, row]), kept
         if rest.shape[0]:
             src, dst = torch.cat([src, rest]), torch.cat([dst, torch.full_like(rest, count)])

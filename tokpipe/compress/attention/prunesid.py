@@ -6,8 +6,9 @@ Differs: the components come from an exact decomposition, the released ones from
 extra ``groups`` [N] takes any other grouping); tokens without any attention come last, there they
 never enter; ties go to the lower index; groups that cannot fill their part pass it on.
 
-Shapes: data [N, D]; keeps min(budget, N) tokens, group by group. Cost: one pass over all pairs,
-kept where they are few, and O(M^2 max(N, D)) for the decomposition, M = min(N, D).
+Shapes: data [N, D]; keeps min(budget, N) tokens, group by group. Passes: 1 N x N over
+pairs, kept up to 4096 tokens; beyond, in rows of those that survive thinning alone. Besides
+O(M^2 max(N, D)) for the decomposition, M = min(N, D).
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ least 2 neighbours. The quantised store of keys and values inside the language m
 
 Shapes: T frames of C tokens; G rows of each, in raster order. A token is static where its cosine to
 the same place one frame before (as it was) is above ``tau``; the first frame is all new. Causal:
-one frame is remembered. Cost: O(T C^2 D) time, memory bounded by blocks.
+one frame is remembered. Cost: O(T C^2 D). Passes: 3/2 N x N, 1 N x K of one frame, beyond 2896
+tokens in tiles.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class StreamingTom:
             RecipeError: No column ``attention``, or the frames are not all of one size.
         """
         steps, _ = equal_frames(tokens, "streamingtom")
-        return self.push(self.start(budget, steps), None, tokens)[1]
+        return self._pushed(self.start(budget, steps), tokens)
 
     def start(self, budget: int | None, steps: int | None) -> State:
         """Fresh state for ``steps`` frames.
@@ -110,20 +111,26 @@ class StreamingTom:
         Raises:
             RecipeError: No column ``attention``, or the frames are not all of one size.
         """
+        made = self._pushed(state, new)
+        settled = torch.ones(len(made), dtype=torch.bool, device=new.data.device)
+        steps, size = equal_frames(new, "streamingtom")
+        if not steps:
+            return replace(state, settled=settled), made
+        # A copy: a view would keep the whole block.
+        last = new.data[-size:].clone()
+        return replace(state, seen=state.seen + steps, last=last, settled=settled), made
+
+    def _pushed(self, state: State, new: TokenBatch) -> TokenMap:
+        """The map of new frames."""
         attention = head_mean(new, "attention", "streamingtom")
         steps, size = equal_frames(new, "streamingtom")
         if not steps:
-            none = torch.zeros(0, dtype=torch.bool, device=new.data.device)
-            return replace(state, settled=none), TokenMap.identity(0, new.data.device)
+            return TokenMap.identity(0, new.data.device)
         data = new.data.reshape(steps, size, -1)
-        static = self.static(data, state.last)
-        made = self._rows(
-            data, static, attention.reshape(steps, size), self._quota(state, steps, size)
+        quota = self._quota(state, steps, size)
+        return self._rows(
+            data, self.static(data, state.last), attention.reshape(steps, size), quota
         )
-        settled = torch.ones(len(made), dtype=torch.bool, device=data.device)
-        # A copy: a view would keep the whole block.
-        last = data[-1].clone()
-        return replace(state, seen=state.seen + steps, last=last, settled=settled), made
 
     def finish(self, state: State, carried: TokenBatch) -> TokenMap:
         """Nothing is left to decide."""

@@ -8,7 +8,8 @@ token is optional. A budget is split as ``dominant`` to ``contextual``. Where fe
 all of them become targets.
 
 Shapes: N tokens of a frame, attention [N] or [N, H], keys [N, D']; dominant + contextual rows
-(one more with a class token). Cost: O(N x contextual x D').
+(one more with a class token).
+Passes: 1 N x K of keys at most, in blocks of rows.
 """
 
 from __future__ import annotations

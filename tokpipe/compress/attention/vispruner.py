@@ -6,8 +6,8 @@ Differs: an odd number of left-over tokens works (the released code stops with a
 to the lower rank; similarities are computed once and looked up in every round.
 
 Shapes: N tokens of a frame, attention [N] or [N, H]; min(budget, N) rows in ascending order.
-Cost: O(N^2 D) once, then (N - K) / 8 rounds of O(N^2 / 4) look-ups; beyond 2,896 left-over tokens
-the similarities of each round are computed anew in blocks, so that memory stays bounded.
+Passes: 1 N x N once, then (N - K) / 8 rounds of O(N^2 / 4) look-ups. Beyond 2896 left-over tokens
+nothing is kept and every round is 1/4 N x N in tiles: memory stays bounded, time is cubic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokpipe.compress._absorb import best_first
 from tokpipe.compress._columns import head_mean
-from tokpipe.compress._neighbors import BLOCK, most_similar, unit_rows
+from tokpipe.compress._neighbors import BLOCK, most_alike, unit_rows
 from tokpipe.frames import each_frame
 from tokpipe.spec import Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
@@ -89,29 +89,32 @@ class VisPruner:
         index = order[:important]
         if important < count:
             left = order[important:]
-            unit = unit_rows(tokens.data[left])
-            index = torch.cat([index, left[least_repeated(unit, count - important, self.step)]])
+            kept = least_repeated(tokens.data, count - important, self.step, rows=left)
+            index = torch.cat([index, kept])
         index = index.sort().values
         return TokenMap.keep(index, n, score=attention[index])
 
 
-def least_repeated(unit: Tensor, count: int, step: int) -> Tensor:
-    """Rows int64 [count] of ``unit`` float32 [N, D] left when the most repeated are removed.
+def least_repeated(data: Tensor, count: int, step: int, *, rows: Tensor | None = None) -> Tensor:
+    """Rows int64 [count] of ``data`` float [N, D] left when the most repeated are removed.
 
-    In every round the rows at even places of the list are compared with those at odd places and
-    at most ``step`` most similar of them go; the rest, by decreasing similarity, go before the
-    odd ones in the next list. 1 <= count <= N.
+    In every round the rows at even places of the list ``rows`` int64 [M] (None: all) are compared
+    with those at odd places and at most ``step`` most similar of them go; the rest, by decreasing
+    similarity, go before the odd ones in the next list. 1 <= count <= M.
     """
-    n = unit.shape[0]
-    left = torch.arange(n, device=unit.device)
-    known = unit @ unit.T if n * n <= BLOCK and count < n else None
-    while left.shape[0] > count:
-        even, odd = left[::2], left[1::2]
+    left = torch.arange(data.shape[0], device=data.device) if rows is None else rows
+    size, known = left.shape[0], None
+    if size * size <= BLOCK:
+        unit = unit_rows(data[left])
+        known = unit @ unit.T if count < size else None
+    place = torch.arange(size, device=left.device)
+    while place.shape[0] > count:
+        even, odd = place[::2], place[1::2]
         if known is None:
-            alike = most_similar(unit[even], unit[odd])[0]
+            alike = most_alike(data, left[even], left[odd])[0]
         else:
             alike = known[even[:, None], odd[None, :]].amax(1)
         order = torch.argsort(alike, descending=True, stable=True)
-        gone = min(step, left.shape[0] - count, even.shape[0])
-        left = torch.cat([even[order[gone:]], odd])
-    return left
+        gone = min(step, place.shape[0] - count, even.shape[0])
+        place = torch.cat([even[order[gone:]], odd])
+    return left[place]

@@ -7,7 +7,7 @@ code leaves them unused (``compat="released"``). Windows come from the cells, so
 work, and windows at the border may be smaller. The merge is one blocked product.
 
 Shapes: N tokens of a frame, attention and attention_shallow [N] or [N, H]; min(budget, N) rows.
-Cost: O((N - K) K D).
+Passes: 1 N x K, in blocks of rows.
 """
 
 from __future__ import annotations

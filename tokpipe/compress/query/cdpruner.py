@@ -7,9 +7,10 @@ negates the cosine and shares minimum and maximum over its batch (``compat="rele
 may come from any score, or be the same for all (diversity alone). Picks stop where the rest lies
 in the span of what is picked; then the most relevant fill up.
 
-Shapes: data [N, D] decides the diversity; keeps min(budget, N) in the order they come. Cost:
-O(C^2 D + k^2 C) for k of C tokens of a frame, frames side by side; above 2896 tokens O(k C D) in
-O(C + D^2) memory.
+Shapes: data [N, D] decides the diversity; keeps min(budget, N) in the order they come.
+Passes: 1 N x N, the kernel, for frames of up to 2896 tokens, side by side. Larger ones are lazy and
+cost less: rows are compared with the directions of the picks, O(K N D) in all, and the gains of
+most rows wait to follow many picks at once.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ with a budget, what prompt centres do not use goes to the picture. Runs on encod
 paper's on the hidden states of the second layer of the language model.
 
 Shapes: data [N, D], prompt [L, E]; keeps min(budget, N): prompt centres by decreasing cosine, then
-picks, each farthest from all kept. Cost: O(N L E + k N D) for k kept.
+picks, each farthest from all kept.
+Passes: 1 N x K and 1 N x L, in blocks of rows; beyond 1024 tokens most wait to follow many picks.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class MoB:
             return TokenMap.keep(chosen, n)
         # Without prompt centres the first token begins.
         first = chosen if chosen.shape[0] else torch.zeros(1, dtype=torch.int64, device=device)
-        kept, _ = farthest_first(Cosines(tokens.data[None]), count, first=first[None])
+        kept, _ = farthest_first(Cosines(tokens.data[None], pairs=0), count, first=first[None])
         return TokenMap.keep(kept[0], n)
 
     def _cosines(self, tokens: TokenBatch, query: Query | None) -> Tensor:

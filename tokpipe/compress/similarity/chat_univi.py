@@ -10,8 +10,8 @@ levels grow in proportion.
 Shapes: T frames of C tokens. Each level clusters the tokens of the level before, in every frame;
 events are clusters of frame means, not always contiguous, in order of their first frame; each level
 is clustered once more over the frames of an event. Rows: event by event, level by level, by
-decreasing score. Every token stands in all levels and splits its share. Cost: O(T C^2 D) time,
-memory bounded by blocks.
+decreasing score. Every token stands in all levels and splits its share. Cost: O(T C^2 D).
+Passes: 3/2 N x N, 1 N x K of one frame and level, beyond 2896 tokens in tiles.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ a densest token that is no centre joins its nearest centre.
 
 Shapes: data [N, D]; min(budget, N) rows in the tokens' own order. d = 1 - cos; density = sum of
 exp(-(d / 2)^2); separation = least d to a denser token; centres are the largest products of the
-two; every token takes the label of its nearest denser token. Cost: two passes over all pairs, kept
-where they are few, memory else within one block (32 MB).
+two; every token takes the label of its nearest denser token.
+Passes: 2 N x N, 1 N x K. Cosines are kept up to 4096 tokens, beyond in blocks of rows (32 MB).
 """
 
 from __future__ import annotations

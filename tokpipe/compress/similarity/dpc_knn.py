@@ -7,8 +7,9 @@ logarithms (the same order, no underflow); at least 2 neighbours, as one makes a
 
 Shapes: data [N, D]; min(budget, N) clusters. d = |a - b| / (sqrt(D) scale); density exp(-mean of
 the k smallest d^2, itself included); separation = least d to a denser token; centres are the
-largest density x separation; every token joins its nearest centre. Cost: O(N^2 D) time, memory
-bounded by blocks.
+largest density x separation; every token joins its nearest centre.
+Passes: 3/2 N x N, 1 N x K. Beyond 2896 tokens in tiles: densities from all pairs, separations from
+half of them, labels from the centres.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ the frames of the video, exactly; where one round is not enough, whole rounds co
 A frame of the paper's full length comes back by ``TokenMap.unmerge`` (virtual unmerging).
 
 Shapes: data [N, D]; frames keep different numbers of rows, each round at least half.
-Cost: O(C^2 D / 4) for the first round of a frame of C tokens; memory bounded by blocks.
+Cost: O(C^2 D / 4) for the first round of a group of C tokens.
+Passes: 1/3 N x N in blocks of rows, over all rounds; half of the rows, averaged, are held.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Differs: no code is released. The first centre is the token farthest from its ne
 nothing is random; unit rows and coordinates are joined, which adds half the squared distance of
 the places to 1 - cosine.
 
-Shapes: data [N, D]; keeps min(budget, N), in the order of the picks. Cost: as `max-min`: one pass
-over all pairs, kept where they are few, else N D more per pick and memory within two blocks.
+Shapes: data [N, D]; keeps min(budget, N), in the order of the picks.
+Passes: 1 N x N in blocks of rows for the first pick, 1 N x K for the others, as `max-min`.
 """
 
 from __future__ import annotations

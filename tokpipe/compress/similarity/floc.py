@@ -7,9 +7,10 @@ first; gains are brought up to date from the tokens whose cover changed, and laz
 many, which changes no pick.
 
 Shapes: data [N, D] in chunks of C tokens; keeps min(budget, N), chunk after chunk in the order of
-the picks. Cost: one pass over all pairs of a chunk, kept up to 8192 tokens (256 MB); above, the
-rows of changed and of renewed tokens are made again, at most 256 at a time, in practice as much as
-six to nine passes in all, memory within two blocks (64 MB).
+the picks.
+Passes: 1 N x N of one chunk, kept up to 8192 tokens (256 MB). Above, blocks of rows, lazily: those
+of changed and of renewed tokens are made again, at most 256 at a time, in practice as much as 6 to
+9 passes more.
 """
 
 from __future__ import annotations

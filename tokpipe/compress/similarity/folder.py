@@ -7,7 +7,8 @@ more than once or when r is below half of the rows kept, and leaves the last pai
 without class token unmerged; the default does neither.
 
 Shapes: data [N, D]; min(budget, N) rows in raster order, as many rounds ("folds") as needed.
-Cost: O(C^2 D / 4) for the first round of a frame of C tokens; memory bounded by blocks.
+Cost: O(C^2 D / 4) for the first round of a group of C tokens.
+Passes: 1/3 N x N in blocks of rows, over all rounds; half of the rows, averaged, are held.
 """
 
 from __future__ import annotations

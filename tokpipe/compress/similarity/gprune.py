@@ -6,8 +6,9 @@ section 3 (G-Prune).
 Differs: the power of the transition matrix is taken vector by vector; a zero row keeps a loop to
 itself; ties go to the lower index. Pairs near the threshold make the rule sensitive by nature.
 
-Shapes: data [N, D]; keeps min(budget, N) tokens in the order they come. Cost: one pass over all
-pairs where they are kept, else ``steps`` passes (at least one), memory within two blocks (64 MB).
+Shapes: data [N, D]; keeps min(budget, N) tokens in the order they come.
+Passes: 5 N x N, one for every step of the flow (at least one) where cosines are not kept, beyond
+4096 tokens: in blocks of rows.
 """
 
 from __future__ import annotations

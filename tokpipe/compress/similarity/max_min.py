@@ -6,9 +6,9 @@ Differs: no token is picked twice, also where all are equal; the least distance 
 pick; zero rows are at distance 1 from everything.
 
 Shapes: data [N, D]; keeps min(budget, N). Distance 1 - cosine. First pick: the token farthest from
-its nearest other; then always the one farthest from all picks. Cost: one pass over all N x N pairs
-for the first pick; the cosines are kept where they are few, else a pick costs N D more and memory
-stays within one block (32 MB).
+its nearest other; then always the one farthest from all picks.
+Passes: 1 N x N in blocks of rows for the first pick, 1 N x K for the others. Beyond 4096 tokens
+cosines are not kept, and the least distances of most tokens wait to follow many picks at once.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ budget form; here the cutoff is widened by halving to where it gives at least as
 wanted, and the densest of those stay.
 
 Shapes: data [N, D]; K rows in the tokens' own order. d = 1 - cos; density = sum of
-exp(-(d / 2)^2). Cost: two passes over all pairs and the rows of the centres, kept where they are
-few; with a budget up to 12 more walks over the rows of the centres.
+exp(-(d / 2)^2).
+Passes: 1 N x N, 13 N x K: densities, up to 12 walks (one without a budget) and labels. Cosines are
+kept up to 4096 tokens; beyond, in blocks of rows, and a walk makes those of its centres alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ left out. With a budget every group of tokens, small ones too, gets its part of 
 Shapes: T frames of C tokens. Frame means are clustered by density peaks and the labels cleaned to
 segments; a place is still where the mean cosine between all its frames in the segment is above
 ``tau``. Rows: segment by segment the still clusters, then the moving ones of each frame, best
-first. Cost: O(T C^2 D) time, memory bounded by blocks.
+first. Cost: O(T C^2 D). Passes: 3/2 N x N, 1 N x K of one frame, beyond 2896 tokens in tiles.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ cosine does not see lengths, only attention of 0 (like nothing) or below changes
 the released code too. ``match="attention"`` (text) merges tokens of nearly equal attention.
 
 Shapes: data [N, D]; min(budget, N) rows, each round at most halves a frame.
-Cost: O(C^2 D / 4) for the first round of a frame of C tokens; memory bounded by blocks.
+Cost: O(C^2 D / 4) for the first round of a group of C tokens.
+Passes: 1/3 N x N in blocks of rows, over all rounds; half of the rows, averaged, are held.
 """
 
 from __future__ import annotations

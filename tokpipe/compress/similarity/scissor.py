@@ -6,8 +6,10 @@ Differs: the components are exact, the released code samples nodes and loses som
 depends on a seed); the default threshold is the documented 0.9, the code's is 0.95. A token that
 a row other than its component's absorbs stands half in each.
 
-Shapes: data [N, D] of T frames; K rows, as many as components remain. Cost: one N/T x N/T product
-per frame, one of the first stage's components, one of N x K to absorb; memory bounded by blocks.
+Shapes: data [N, D] of T frames; K rows, as many as components remain. Means are held where
+they are few (128 MB), else made tile by tile.
+Passes: 1 N x N, 1 N x K at most, of one frame: half the pairs of every frame, half those of the
+first stage's components, then tokens with remaining rows; all in tiles.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokpipe.compress._components import Components, alike_frames, group_means
+from tokpipe.compress._components import Components, Means, alike_frames, group_means
 from tokpipe.compress._neighbors import blocks, most_similar, unit_rows
 from tokpipe.frames import frames_of
 from tokpipe.spec import Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
+
+#: Most elements of means that are held (128 MB); more are made whenever they are needed.
+_HELD = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +76,8 @@ class Scissor:
         if n == 0:
             return TokenMap.identity(0, device)
         first = self.within_frames(tokens)
-        count = first.root.shape[0]
-        means = tokens.data if count == n else group_means(tokens.data, first.group, count)
-        second = alike_frames(means[None], self.threshold)
+        means = _means(tokens.data, first.group, first.root.shape[0])
+        second = alike_frames(means if isinstance(means, Means) else means[None], self.threshold)
         rows = second.root.shape[0]
         taken = second.group[first.group]
         # A row made of one token alone is that token: nothing is nearer to it.
@@ -81,12 +85,14 @@ class Scissor:
         shared = torch.nonzero(~lone).flatten()
         if shared.shape[0] == 0:
             return _map(first, second, taken)
-        survivors = unit_rows(group_means(means, second.group, rows))
-        if shared.shape[0] == n and tokens.data.dtype == torch.float32:
-            return _map(first, second, most_similar(tokens.data, survivors)[1])
-        for a, b in blocks(shared.shape[0], tokens.data.shape[1]):
-            part = tokens.data.index_select(0, shared[a:b]).float()
-            taken[shared[a:b]] = most_similar(part, survivors)[1]
+        if isinstance(means, Means) or rows * tokens.data.shape[1] > _HELD:
+            members = torch.bincount(first.group)[first.group]
+            parts = torch.bincount(second.group)[taken]
+            made = Means(tokens.data, taken, rows, 1 / (members * parts).float())
+        else:
+            made = group_means(means, second.group, rows)
+        del means
+        taken[shared] = _absorbing(tokens.data, shared, made)
         return _map(first, second, taken)
 
     def within_frames(self, tokens: TokenBatch) -> Components:
@@ -118,6 +124,35 @@ class Scissor:
     def out_count(self, n: int, budget: int | None) -> tuple[int, bool]:
         """At most ``n`` rows: how many is known only from the tokens."""
         return n, False
+
+
+def _means(data: Tensor, group: Tensor, count: int) -> Tensor | Means:
+    """Means [K, D] of the rows of each group, made when asked for where they are many."""
+    if count == data.shape[0]:
+        return data
+    if count * data.shape[1] > _HELD or data.dtype != torch.float32:
+        return Means(data, group, count)
+    return group_means(data, group, count)
+
+
+def _absorbing(data: Tensor, shared: Tensor, survivors: Tensor | Means) -> Tensor:
+    """The row int64 [R] of ``survivors`` [K, D] that each token int64 [R] resembles most."""
+    best = torch.full(shared.shape, -torch.inf, device=data.device)
+    taken = torch.zeros_like(shared)
+    if isinstance(survivors, Means):
+        parts = [(a, b) for a, b in blocks(survivors.shape[1], data.shape[1])]
+    else:
+        parts = [(0, survivors.shape[0])]
+    for c, d in parts:
+        held = survivors.rows(c, d) if isinstance(survivors, Means) else survivors
+        unit = unit_rows(held)
+        for a, b in blocks(shared.shape[0], data.shape[1]):
+            rows = data.index_select(0, shared[a:b]).float()
+            value, index = most_similar(rows, unit)
+            better = value > best[a:b]
+            best[a:b] = torch.where(better, value, best[a:b])
+            taken[a:b] = torch.where(better, index + c, taken[a:b])
+    return taken
 
 
 def _map(first: Components, second: Components, taken: Tensor) -> TokenMap:

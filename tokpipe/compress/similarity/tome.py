@@ -9,7 +9,8 @@ trailing tokens are sources instead of being dropped; with ``rounds`` the remain
 first ones.
 
 Shapes: data [N, D]; result min(budget, N) rows, each round at most halves (every = 2).
-Cost: O(C^2 D / 4) for the first round of a group of C tokens; memory bounded by blocks.
+Cost: O(C^2 D / 4) for the first round of a group of C tokens.
+Passes: 1/3 N x N in blocks of rows, over all rounds; half of the rows, averaged, are held.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ The likeness is alpha cos(keys) + (1 - alpha) cos(spatial). The extra ``spatial`
 a code of row, column and depth. It is merged beside the data by mass in later rounds.
 
 Shapes: data [N, D]; min(budget, N) rows, each round at most halves a frame.
-Cost: O(C^2 (D + D') / 4) for the first round of a frame of C tokens; memory bounded by blocks.
+Cost: O(C^2 D / 4) for the first round of a group of C tokens.
+Passes: 1/3 N x N in blocks of rows, over all rounds; half of the rows, averaged, are held.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Differs: the codebook alone, without the trained attention module. Seeds are dra
 from the token nearest the mean direction, not at random; a seed stays in its own cluster, so that
 none is empty; the number of clusters is given, not searched.
 
-Shapes: data [N, D]; min(budget, N) rows in the order of their seeds. Cost: (K + rounds x K) N D,
-memory within one block (32 MB) beside K x D.
+Shapes: data [N, D]; min(budget, N) rows in the order of their seeds.
+Passes: 4 N x K with three rounds: one for the seeds and one a round, in blocks of rows.
 """
 
 from __future__ import annotations
