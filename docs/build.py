@@ -57,10 +57,10 @@ def methods_page(found: list[Card]) -> str:
         title = "Frame selection" if mechanism == "sampler" else mechanism.capitalize()
         lines += [f"## {title}\n", _HEAD, "|---" * 9 + "|"]
         for c in chosen:
-            needs = ", ".join(f"`{n}`" for n in c.unmet) or "features"
+            needs = ", ".join(f"`{n}`" for n in c.unmet)
             lines.append(
-                f"| [`{c.name}`](operators/{c.name}.md) | {c.summary} | {', '.join(c.modalities)} "
-                f"| {c.where} | {needs} | {'yes' if c.causal else 'no'} | {c.budget} | {c.parity} "
+                f"| [`{c.name}`](operators/{c.name}.md){_also(c)} | {c.summary} "
+                f"| {', '.join(c.modalities)} | {c.where} | {needs} | {'yes' if c.causal else 'no'} | {c.budget} | {c.parity} "
                 f"| {cost(c.name, known)} |"
             )
         lines.append("")
@@ -71,10 +71,15 @@ def methods_page(found: list[Card]) -> str:
         for row in survey.rows():
             if name in row.lists:
                 runs = ", ".join(f"[`{r}`](operators/{r}.md)" for r in row.runs)
-                why = survey.STATUS[row.status] + (f": {row.reason}" if row.reason else "")
+                status = survey.STATUS[row.status]
+                why = f"{status}: {row.reason}" if row.reason else status
                 lines.append(f"| {row.name} | {why} | {runs} | {row.carries} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _also(c: Card) -> str:
+    return f" ({', '.join(f'`{name}`' for name in c.aliases)})" if c.aliases else ""
 
 
 def operator_page(c: Card) -> str:
@@ -128,8 +133,8 @@ def main(folder: Path) -> None:
 
 
 _UNMET = """\
-The built-in encoders do not give what it needs; from Python, hand `decide` a `TokenBatch` that
-carries it."""
+The built-in encoders do not give what it needs; from Python, `tokpipe.reduce_tokens` takes tokens
+that carry it, see [Rules on features of your own](../features.md)."""
 
 _INTRO = """\
 Every method here is run as `--recipe NAME` and meets one meaning of budget: at most N tokens,
@@ -139,13 +144,18 @@ ratio or threshold form is among them.
 - **runs on**: where the method runs in its paper. Here every method runs on the tokens an encoder
   gives (or on cells of the signal); methods that their papers put inside an encoder or a language
   model do the same arithmetic on its outputs or on columns handed to them.
-- **needs**: columns beyond the features. The built-in encoders give none of these; a method that
-  needs one is refused by name, never run on a substitute.
+- **needs**: what it needs beyond tokens; nothing where the field is empty. Columns such as
+  `attention` are explained on [Rules on features of your own](features.md); `query` is a text;
+  `features` means vectors of a neural encoder, since cells of the signal keep their width; `joint`
+  means sound and picture in one space. The built-in encoders give none of these; a method that
+  needs one is refused by name, never run on a substitute. Frame selectors take a `query` by default
+  and run without one as `aks:score=novelty`.
 - **budget**: `exact` has a form of its own that gives exactly N; `threshold` is searched; `count`,
-  `frames` and `grid` give their own shape, then the rest is trimmed or filled by score.
+  `frames` and `grid` give their own shape, then the rest is trimmed or filled by score; `project`
+  makes new vectors, an even part of which is kept.
 - **parity**: `golden`: compared with what the authors' released code made of the same inputs,
-  indices equal; `spec only`: written from the paper, no reference results; `own`: nothing to
-  compare with.
+  indices equal and values to 2e-4; `spec only`: written from the paper, no reference results;
+  `own`: nothing to compare with.
 - **cost**: time on one CPU thread, deciding and applying, in units of the similarity product of
   the same tokens; in brackets the authors' code on the same problem in the same unit
   (`tests/benchmarks/operators.py`).

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tokpipe import registry
+from tokpipe.spec import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -54,3 +55,14 @@ def test_readme_reduces_features_as_written() -> None:
     found: dict[str, object] = {}
     exec(block, found)
     assert len(found["few"]) == len(found["seen"]) == 64  # type: ignore[arg-type]
+
+
+def test_page_on_features_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "features.md").read_text(encoding="utf-8")
+    found: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, found)
+    assert len(found["few"]) == len(found["kept"]) == 400  # type: ignore[arg-type]
+    assert len(found["part"]) == len(found["ranked"]) == 200  # type: ignore[arg-type]
+    assert capsys.readouterr().out
+    assert all(f"| `{name}` |" in text for name in EXTRAS)
