@@ -60,7 +60,8 @@ def methods_page(found: list[Card]) -> str:
             needs = ", ".join(f"`{n}`" for n in c.unmet)
             lines.append(
                 f"| [`{c.name}`](operators/{c.name}.md){_also(c)} | {c.summary} "
-                f"| {', '.join(c.modalities)} | {c.where} | {needs} | {'yes' if c.causal else 'no'} | {c.budget} | {c.parity} "
+                f"| {', '.join(c.modalities)} | {c.where} | {needs} "
+                f"| {'yes' if c.causal else 'no'} | {c.budget} | {c.parity} "
                 f"| {cost(c.name, known)} |"
             )
         lines.append("")

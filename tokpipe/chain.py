@@ -59,6 +59,10 @@ class Chain:
                 if r is reducer)  # fmt: skip
         return counts_itself(reducer) or any(k.endswith(_TELLING) for p in told for k in p)
 
+    def orders(self, reducer: Any) -> bool:
+        """The reducer keeps a count of its own that nobody asked for."""
+        return reducer.out_count(1000, None) != (1000, True) and not self.removes(reducer)
+
     def _described(self) -> list[tuple[str, Any]]:
         out: list[tuple[str, Any]] = []
         for step in self.steps:
@@ -67,6 +71,11 @@ class Chain:
             described = {"use": step.use, "version": getattr(made, "version", 1), **params}
             out.append((registry.lookup(step.use).kind, described))
         return out
+
+
+def decides(reducer: Any) -> bool:
+    """The reducer decides on tokens at once: it is no scorer or selector of a stream."""
+    return hasattr(reducer, "decide") and not hasattr(reducer, "settle")
 
 
 def counts_itself(reducer: Any) -> bool:
@@ -105,7 +114,36 @@ def build_chain(stream: str, steps: tuple[StepSpec, ...], fill: bool = False) ->
         else:
             setattr(made, kind, operator)
             have |= {step.use, *getattr(operator, "extras", ())}
+    _check_places(made)
     return made
+
+
+def _check_places(made: Chain) -> None:
+    """Raise where a step that works on the stream of whole frames comes after one that thins it."""
+    thinned = ""
+    for i, (reducer, step) in enumerate(zip(made.reducers, made.rules, strict=True)):
+        projects, selects = hasattr(reducer, "project"), hasattr(reducer, "settle")
+        if not decides(reducer) and thinned:
+            raise RecipeError(
+                f"`{step.use}` works on whole frames as they come, it cannot follow `{thinned}`",
+                hint=f"put `{step.use}` before `{thinned}`" if not selects else
+                f"end the chain with `{thinned}`, or with `top-k`",
+            )  # fmt: skip
+        if selects and i + 1 < len(made.reducers):
+            raise RecipeError(
+                f"`{made.rules[i + 1].use}` cannot follow `{step.use}`, which meets the budget",
+                hint=f"put `{step.use}` last, or leave it out",
+            )
+        beyond = decides(reducer) and (reducer.scope != "frame" or made.orders(reducer))
+        if beyond or projects:
+            thinned = thinned or step.use
+        if projects and not beyond:
+            # One projector may follow another; nothing else that needs the cells may.
+            thinned = "" if _only_projects(made.reducers[i + 1 :]) else thinned
+
+
+def _only_projects(reducers: list[Any]) -> bool:
+    return all(decides(r) or hasattr(r, "project") for r in reducers)
 
 
 def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:

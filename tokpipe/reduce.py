@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tokpipe import registry
 from tokpipe.card import card
 from tokpipe.chain import Chain
@@ -52,9 +54,11 @@ def map_tokens(
         raise BudgetError(f"budget {budget!r} is no whole number", hint="give a number of tokens")
     chain = _rules(tokens, recipe)
     rules = chain.reducers
-    if budget is None or chain.removes(rules[-1]):
-        return own_count(rules, tokens, budget, query)
-    return fit_chain(rules, tokens, budget, query, exact=exact)
+    with torch.no_grad():
+        if budget is None:
+            return own_count(rules, tokens, None, query)
+        told = [chain.removes(rule) for rule in rules]
+        return fit_chain(rules, tokens, budget, query, exact=exact, told=told)
 
 
 def reduce_tokens(
@@ -66,7 +70,8 @@ def reduce_tokens(
     exact: bool = True,
 ) -> TokenBatch:
     """Decide and apply, see :func:`map_tokens`; rows come in the order of the cache."""
-    return tokens.reduce(map_tokens(tokens, recipe, budget, query, exact=exact)).sorted()
+    with torch.no_grad():
+        return tokens.reduce(map_tokens(tokens, recipe, budget, query, exact=exact)).sorted()
 
 
 def _rules(tokens: TokenBatch, recipe: str | Recipe) -> Chain:

@@ -82,7 +82,9 @@ def _unused(record: dict[str, Any]) -> str:
     total, budget = record["tokens"]["total"], record["budget"]
     if total >= record["candidates"]:
         return f"{record['unused']:,} of the budget of {budget} not used: the media offers no more"
-    why = f"layout {record['layout']} takes whole shapes"
+    why = "the recipe's own counts leave no more"
+    if record["layout"] != "ragged":
+        why = f"layout {record['layout']} takes whole shapes"
     return f"{record['unused']:,} of the budget of {budget} not used: {why}"
 
 

@@ -72,7 +72,8 @@ def make_request(
     if fps is not None:
         made = _with_param(made, "fps", "fps", float(fps), "--fps")
     if threshold is not None:
-        made = _with_threshold(made.with_budget(None), float(threshold))
+        # What the user says holds, also in a preset that otherwise fills the budget.
+        made = _with_threshold(replace(made.with_budget(None), fill=False), float(threshold))
     if options.get("audio_codec", "opus") not in ("opus", "flac"):
         raise UsageProblem(
             f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac"

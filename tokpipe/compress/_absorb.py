@@ -101,7 +101,9 @@ def nearest_others(
         least = alike.topk(count, dim=1).values[:, -1:]
         above, equal = alike > least, alike == least
         room = count - above.sum(1, keepdim=True)
-        row, index = torch.nonzero(above | (equal & (equal.cumsum(1) <= room)), as_tuple=True)
+        row, index = torch.nonzero(
+            above | (equal & (equal.cumsum(1, dtype=torch.int32) <= room)), as_tuple=True
+        )
         rows.append(row + a)
         found.append(index)
         del alike, above, equal  # else the next block is made beside them

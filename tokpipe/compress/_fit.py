@@ -77,23 +77,37 @@ def fit_chain(
     query: Query | None = None,
     *,
     exact: bool = True,
+    told: Sequence[bool] = (),
 ) -> TokenMap:
     """Reduce ``tokens`` to a budget with several rules, one after the other.
 
-    Each rule but the last goes by its own count, and the last one fits what they leave. Where
-    that is no more than the budget the rules after are not asked, and sources are filled in.
+    Each rule but the last goes by its own count, and the last one fits what they leave. What is
+    then missing is filled from the rows after the last rule that was ``told`` to remove: those
+    before it stay away. Where the rules leave no more than the budget before any rule that was
+    told, the rules after are not asked.
     """
     refuse_non_finite(tokens)
+    told = [*told, *[False] * (len(reducers) - len(told))]
+    base, rows = tokens, tokens
+    before: TokenMap | None = None
     made: TokenMap | None = None
-    rows = tokens
-    for reducer in reducers[:-1]:
+    for i, reducer in enumerate(reducers[:-1]):
         step = expanded(reducer.decide(rows, None, query))
-        made = step if made is None else made.then(step)
-        if len(made) <= budget:
-            return fill(made, tokens, min(budget, len(tokens))) if exact else made
-        rows = rows.reduce(step)
-    last = fit_budget(reducers[-1], rows, budget, query, exact=exact)
-    return last if made is None else made.then(last)
+        rows, made = rows.reduce(step), step if made is None else made.then(step)
+        if told[i]:
+            base, before, made = rows, made if before is None else before.then(made), None
+        elif len(rows) <= budget and not any(told[i + 1 :]):
+            break
+    else:
+        if told[-1]:
+            last = own_count(reducers[-1:], rows, budget, query)
+        else:
+            last = fit_budget(reducers[-1], rows, budget, query, exact=exact)
+        made = last if made is None else made.then(last)
+    assert made is not None  # noqa: S101 - a step or the last rule made it
+    if exact and not told[-1] and len(made) < min(budget, len(base)):
+        made = fill(made, base, min(budget, len(base)))
+    return made if before is None else before.then(made)
 
 
 def own_count(

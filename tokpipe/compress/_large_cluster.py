@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tokpipe.compress._neighbors import BLOCK
 
-#: Most rows of a side of a tile (16 MB of squared distances).
-_SIDE = 2048
+#: Most rows of a side of a tile (4 MB of squared distances).
+_SIDE = 1024
 #: Up to this width distances are taken from differences: exact zeros for equal rows.
 _NARROW = 32
 
@@ -30,7 +30,7 @@ class LargeCloud:
         """Take rows ``index`` (None all) of data float [*, D]; ``divisor`` of squares."""
         self.index = torch.arange(len(data), device=data.device) if index is None else index
         self._data, self._divisor, width = data, divisor, data.shape[1]
-        self.side = max(1, min(_SIDE, BLOCK // 2 // max(1, width)))
+        self.side = max(1, min(_SIDE, BLOCK // 4 // max(1, width)))
         total = torch.zeros(width, dtype=torch.float64, device=data.device)
         for part in torch.split(self.index, self.side):
             total += data[part].float().sum(0).double()

@@ -44,10 +44,10 @@ class AudioSide:
         elif budgeted and getattr(reducers[-1], "drop", False):
             # What a gate was told to remove must not fill the budget again.
             reducers.append(build(StepSpec(use=_TAIL[-1])))
-        cut = together(chain, reducers) if budgeted else len(reducers) - 1
+        cut = together(chain, reducers)
         self.scorers: list[Any] = reducers[:cut] if reducers else []
         self.tail: list[Any] = reducers[cut:] if reducers else []
-        self.holds = bool(self.tail) and chain.removes(self.tail[-1])
+        self.told = [chain.removes(rule) for rule in self.tail]
         self.light = all(
             getattr(r, "light", False) and getattr(r, "mode", "keep") == "keep" for r in reducers
         )
@@ -110,10 +110,10 @@ class AudioSide:
         if not self.tail:
             return tokens
         placed = tokens.to(self.device)
-        if budget is None or self.holds:
-            tmap = own_count(self.tail, placed, budget).to("cpu")
+        if budget is None:
+            tmap = own_count(self.tail, placed, None).to("cpu")
         else:
-            tmap = fit_chain(self.tail, placed, budget).to("cpu")
+            tmap = fit_chain(self.tail, placed, budget, told=self.told).to("cpu")
         rows = tokens.reduce(tmap)
         if not self.light:
             return rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokpipe.chain import Chain
+from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import expanded
 from tokpipe.tensors import TokenBatch
 
@@ -23,14 +23,13 @@ def meets_budget(reducer: Any) -> bool:
 
 
 def together(chain: Chain, reducers: list[Any]) -> int:
-    """Index of the first reducer that is decided with the last: one with a count of its own.
+    """Index of the first reducer that is decided with the last, on the same tokens at once.
 
-    What such a step leaves is only an order of the candidates where a budget asks for more, so it
-    cannot remove rows on the way; a step that was told to remove does so for good.
+    That is one that must see more than a frame, or one whose own count was not told: what it
+    leaves is only an order of the candidates where a budget asks for more.
     """
     for i, reducer in enumerate(reducers[:-1]):
-        thins = hasattr(reducer, "decide") and reducer.out_count(1000, None) != (1000, True)
-        if thins and not chain.removes(reducer):
+        if decides(reducer) and (reducer.scope != "frame" or chain.orders(reducer)):
             return i
     return len(reducers) - 1
 

@@ -10,7 +10,7 @@ import torch
 
 from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
-from tokpipe.chain import Chain
+from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import fit_chain, own_count
 from tokpipe.decide._stream import (
     by_frame,
@@ -28,8 +28,8 @@ from tokpipe.tensors import TokenBatch
 
 #: Frames of one block: fixed, so that results depend on nothing else.
 BLOCK = 64
-#: Least tokens a reducer of video scope sees.
-POOL = 16384
+#: Tokens a reducer of video scope sees at least, and without a budget.
+POOL, UNBOUNDED = 16384, 1 << 18
 _SCORER, _SELECTOR = "temporal-drop", "anchor-updates"
 
 
@@ -142,8 +142,9 @@ class VideoSide:
         """Reducers that see a frame, or the pool, at once."""
         if budget == 0 or not self.frames:
             return self._empty()
-        if budget is None and getattr(self.final, "scope", "") == "video":
-            return self._fit(self._gather(0), None, exact=False)
+        at_once = [r for r in self.tail if r.scope != "frame"]
+        if budget is None and at_once and not (len(self.tail) == 1 and is_stream(self.final)):
+            return self._fit(self._gather(None), None, exact=False)
         if budget is None:
             parts = [*through_all(self._scored(), self.tail)]
             return TokenBatch.cat(parts) if parts else self._empty()
@@ -166,51 +167,46 @@ class VideoSide:
     def _streams(self) -> bool:
         """The rule meets a budget exactly while it streams: it sees every frame without a pool."""
         alone = len(self.tail) == 1 and is_stream(self.final) and self.final.exact
-        return alone and not self.chain.removes(self.final)
+        return alone and not any(self.chain.removes(r) for r in (*self.scorers, self.final))
 
     def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
-        if budget is None or self.chain.removes(self.final):
-            # What the rule was told to remove stays out; the budget only bounds the rest.
-            return placed.reduce(own_count(self.tail, placed, budget)).to("cpu")
-        return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact)).to("cpu")
+        if budget is None:
+            return placed.reduce(own_count(self.tail, placed, None)).to("cpu")
+        # What a rule was told to remove stays out; the budget only bounds the rest.
+        told = [self.chain.removes(r) for r in self.tail]
+        return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact, told=told)).to("cpu")
 
-    def _gather(self, budget: int) -> TokenBatch:
+    def _gather(self, budget: int | None) -> TokenBatch:
         """The pool: every candidate, or as many as it holds.
 
         A rule that picks by score gets the best scored; any other rule gets whole frames evenly
         spread, since most compare places over time and none should see a biased part.
         """
-        room = max(budget, self.pool or max(16 * budget, POOL))
-        if "score" not in self.tail[0].needs:
-            count = min(self.frames, max(1, room // self.cells, -(-budget // self.cells)))
-            if count < self.frames:
-                wanted = [
-                    self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)
-                ]
-                self.pooled = count * self.cells
-                chosen = (self._tokens(t, t + 1) for t in wanted)
-                return TokenBatch.cat(list(through_all(chosen, self.scorers)))
-        held: TokenBatch | None = None
-        for block in self._pool_blocks():
-            held = block if held is None else TokenBatch.cat([held, block])
-            if len(held) > room:
-                held = held.take(_best(held.extras["pool"], room))
-                self.pooled = room
-        if held is None:
+        room = self.pool or max(16 * (budget or 0), POOL if budget is not None else UNBOUNDED)
+        room = max(budget or 0, room)
+        frames: range | set[int] = range(self.first, self.last)
+        if "score" not in self.tail[0].needs and self.supply.total > room:
+            each = -(-self.supply.total // self.frames)
+            count = min(self.frames, max(1, room // each, -(-(budget or 0) // each)))
+            frames = {self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)}
+            self.pooled = count * each
+        held: list[TokenBatch] = []
+        size = 0
+        for frame in by_frame(self._scored()):
+            if int(frame.cell[0, 0]) in frames:
+                held.append(frame)
+                size += len(frame)
+            if size > 2 * room and isinstance(frames, range):
+                held = [_best_scored(TokenBatch.cat(held), room)]
+                size, self.pooled = len(held[0]), room
+        if not held:
             return self._empty()
-        return held.with_columns(extras={k: v for k, v in held.extras.items() if k != "pool"})  # type: ignore[arg-type]
-
-    def _pool_blocks(self) -> Iterator[TokenBatch]:
-        """Scored blocks with a column ``pool`` that says which tokens make room first."""
-        novelty: Any = build(StepSpec(use=_SCORER))
-        state = novelty.start()
-        for block in self._scored():
-            if torch.isnan(block.score).any():
-                change = torch.from_numpy(novelty.score(state, block))
-            else:
-                change = block.score
-            yield block.with_extras(pool=change)
+        pool = TokenBatch.cat(held)
+        if isinstance(frames, range) and len(pool) > room:
+            self.pooled = room
+            pool = _best_scored(pool, room)
+        return pool
 
 
 def _equal_frames(caps: list[int], budget: int) -> list[int]:
@@ -230,7 +226,8 @@ def complete(chain: Chain, *, budgeted: bool) -> tuple[list[Any], list[Any]]:
     if not budgeted:
         # Without a budget a selector has nothing to meet; the rules before it decide.
         rules = [r for r in reducers if not hasattr(r, "settle")]
-        return rules[:-1], rules[-1:]
+        cut = together(chain, rules) if rules and decides(rules[-1]) else len(rules) - 1
+        return rules[: max(cut, 0)], rules[max(cut, 0) :]
     if reducers and meets_budget(reducers[-1]):
         cut = together(chain, reducers)
         return reducers[:cut], reducers[cut:]
@@ -242,7 +239,7 @@ def complete(chain: Chain, *, budgeted: bool) -> tuple[list[Any], list[Any]]:
     return head, [build(StepSpec(use=_SELECTOR))]
 
 
-def _best(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices int64 [count], ascending, of the highest scores; ties to the lower index."""
-    order = torch.argsort(score, descending=True, stable=True)[:count]
-    return order.sort().values
+def _best_scored(tokens: TokenBatch, count: int) -> TokenBatch:
+    """The ``count`` rows of highest score in the order they come; ties to the lower index."""
+    score = torch.nan_to_num(tokens.score, nan=-torch.inf)
+    return tokens.take(torch.argsort(score, descending=True, stable=True)[:count].sort().values)

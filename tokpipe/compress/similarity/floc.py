@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tokpipe.budget import largest_remainder
 from tokpipe.compress._cosine import Cosines
+from tokpipe.compress._neighbors import BLOCK
 from tokpipe.frames import frames_of
 from tokpipe.spec import Layout, Scope, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
@@ -152,10 +153,11 @@ def facilities(cosines: Cosines, count: int) -> tuple[Tensor, Tensor]:
 def _lost(cosines: Cosines, changed: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """What each token's gain float64 [C] loses as cover rises at the tokens ``changed`` [m]."""
     lost = torch.zeros(before.shape[0], dtype=torch.float64, device=before.device)
-    for a in range(0, changed.shape[0], _PART):
-        part = changed[a : a + _PART]
-        rows = cosines.rows(part[None])[0]
+    step = max(1, min(_PART, BLOCK // before.shape[0]))
+    for part in torch.split(changed, step):
+        low = before[part, None]
         # max(0, s - before) - max(0, s - after), as s cut to between the two.
-        rows = torch.maximum(torch.minimum(rows, after[part, None]), before[part, None])
-        lost += rows.sub_(before[part, None]).sum(0).double()
+        rows = cosines.rows(part[None])[0].clamp_(low, after[part, None])
+        lost += rows.sub_(low).sum(0).double()
+        del rows
     return lost
