@@ -120,30 +120,27 @@ def build_chain(stream: str, steps: tuple[StepSpec, ...], fill: bool = False) ->
 
 def _check_places(made: Chain) -> None:
     """Raise where a step that works on the stream of whole frames comes after one that thins it."""
-    thinned = ""
+    earlier = ""
     for i, (reducer, step) in enumerate(zip(made.reducers, made.rules, strict=True)):
-        projects, selects = hasattr(reducer, "project"), hasattr(reducer, "settle")
-        if not decides(reducer) and thinned:
+        selects = hasattr(reducer, "settle")
+        beyond = [r for r in made.reducers[:i] if decides(r) and r.scope != "frame"]
+        if hasattr(reducer, "project"):
+            late = bool(beyond)
+        else:
+            late = not decides(reducer) and bool(earlier)
+        if late:
             raise RecipeError(
-                f"`{step.use}` works on whole frames as they come, it cannot follow `{thinned}`",
-                hint=f"put `{step.use}` before `{thinned}`" if not selects else
-                f"end the chain with `{thinned}`, or with `top-k`",
+                f"`{step.use}` works on whole frames as they come, it cannot follow `{earlier}`",
+                hint=f"end the chain with `{earlier}`, or with `top-k`" if selects else
+                f"put `{step.use}` before `{earlier}`",
             )  # fmt: skip
         if selects and i + 1 < len(made.reducers):
             raise RecipeError(
                 f"`{made.rules[i + 1].use}` cannot follow `{step.use}`, which meets the budget",
                 hint=f"put `{step.use}` last, or leave it out",
             )
-        beyond = decides(reducer) and (reducer.scope != "frame" or made.orders(reducer))
-        if beyond or projects:
-            thinned = thinned or step.use
-        if projects and not beyond:
-            # One projector may follow another; nothing else that needs the cells may.
-            thinned = "" if _only_projects(made.reducers[i + 1 :]) else thinned
-
-
-def _only_projects(reducers: list[Any]) -> bool:
-    return all(decides(r) or hasattr(r, "project") for r in reducers)
+        if decides(reducer) or hasattr(reducer, "project"):
+            earlier = earlier or step.use
 
 
 def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
@@ -165,12 +162,12 @@ def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
 def _remedy(need: str) -> str:
     """What a need is, and what to do about it."""
     if need == "query":
-        return "a text query takes an encoder with a text tower, or `decide` from Python"
+        return "a text query takes an encoder with a text tower, or `tokpipe.reduce_tokens` from Python"
     if need == "features":
         return "features of a neural encoder; cells of the signal have a width of their own"
     if need == "joint":
         return "sound and picture in one space, as an omni model projects them, in one TokenBatch"
     if need in EXTRAS:
-        return f"{EXTRAS[need]}; it takes a neural encoder, or `decide` on a TokenBatch from Python"
+        return f"{EXTRAS[need]}; it takes a neural encoder, or `tokpipe.reduce_tokens` from Python"
     giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`", "mel": "`mel`"}
     return f"put {giver.get(need, 'an encoder that gives it')} before it"

@@ -53,12 +53,16 @@ def frames_of(tokens: TokenBatch) -> Frames:
 
 
 def raster_shape(tokens: TokenBatch) -> tuple[int, int] | None:
-    """Rows and columns of one frame whose tokens are a whole grid in raster order, else None."""
-    y, x = tokens.cell[:, 1].long(), tokens.cell[:, 2].long()
-    if not len(tokens) or int(torch.minimum(y, x).min()) < 0 or int(tokens.tile.max()) > 0:
+    """Rows and columns of one frame whose tokens are a whole grid in raster order, else None.
+
+    The lines of the grid need not be next to each other: a pooled frame is a grid again.
+    """
+    if not len(tokens) or int(tokens.cell[:, 1:].min()) < 0 or int(tokens.tile.max()) > 0:
         return None
-    rows, cols = int(y.max() - y.min()) + 1, int(x.max() - x.min()) + 1
-    place = (y - y.min()) * cols + (x - x.min())
+    lines, y = torch.unique(tokens.cell[:, 1], return_inverse=True)
+    columns, x = torch.unique(tokens.cell[:, 2], return_inverse=True)
+    rows, cols = len(lines), len(columns)
+    place = y * cols + x
     expected = torch.arange(len(tokens), device=place.device)
     return (rows, cols) if rows * cols == len(tokens) and torch.equal(place, expected) else None
 

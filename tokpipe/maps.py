@@ -127,6 +127,10 @@ class TokenMap:
         dst = group[src].to(torch.int64)
         raw = torch.ones(src.shape[0], device=group.device) if mass is None else mass[src].float()
         total = torch.zeros(num_groups, device=group.device).index_add_(0, dst, raw)
+        # A group that weighs nothing is averaged plainly.
+        empty = total == 0
+        raw = torch.where(empty[dst], 1.0, raw)
+        total = torch.where(empty, torch.bincount(dst, minlength=num_groups).float(), total)
         if anchor is None:
             anchor = torch.full((num_groups,), n, dtype=torch.int64, device=group.device)
             anchor = anchor.scatter_reduce(0, dst, src, "amin")

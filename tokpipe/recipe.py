@@ -107,15 +107,19 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
     def over(self, base: Recipe) -> Recipe:
-        """A copy with the streams that have no chain taken from ``base``."""
-        return replace(self, video=self.video or base.video, audio=self.audio or base.audio)
+        """A copy with what it leaves out taken from ``base``: streams, budget, seed, ``fill``."""
+        return replace(
+            self, video=self.video or base.video, audio=self.audio or base.audio,
+            budget=self.budget or base.budget, seed=self.seed or base.seed,
+            fill=self.fill or base.fill,
+        )  # fmt: skip
 
     def with_budget(self, budget: Budget | None) -> Recipe:
         """A copy with another budget."""
         return replace(self, budget=budget)
 
 
-def load_recipe(text: str) -> Recipe:
+def load_recipe(text: str, within: tuple[str, ...] = ()) -> Recipe:
     """Read a name, a path of a TOML file, or a one-line recipe.
 
     The name of a preset, of an operator (with its defaults, the other stream as in ``auto``), or an
@@ -128,12 +132,12 @@ def load_recipe(text: str) -> Recipe:
     own = registry.known(stripped)
     named = registry.lookup(own) if own else None
     if named is not None and named.kind == "preset":
-        return from_toml(Path(named.target).read_text(encoding="utf-8"), named.name)
+        return from_toml(Path(named.target).read_text(encoding="utf-8"), named.name, within)
     if named is not None and named.kind in ("reducer", "projector"):
         return _of_operator(named.name)
     if stripped.endswith(".toml") and not any(c in stripped for c in "|;"):
         try:
-            return from_toml(Path(stripped).read_text(encoding="utf-8"), stripped)
+            return from_toml(Path(stripped).read_text(encoding="utf-8-sig"), stripped, within)
         except (OSError, ValueError) as error:
             if isinstance(error, TokpipeError):
                 raise
@@ -155,8 +159,8 @@ def _of_operator(name: str) -> Recipe:
     return made.over(load_recipe(_DEFAULT))
 
 
-def from_toml(text: str, name: str = "recipe") -> Recipe:
-    """Read the TOML form."""
+def from_toml(text: str, name: str = "recipe", within: tuple[str, ...] = ()) -> Recipe:
+    """Read the TOML form; ``within`` names the recipes whose base it is."""
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -194,8 +198,12 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
     made = replace(made, summary=str(summary))
     if base is None:
         return made
+    if base in (name, *within):
+        raise RecipeError(
+            f"the base `{base}` leads back to itself", where=name, hint="name another base"
+        )
     with error_context(name):
-        return made.over(load_recipe(str(base)))
+        return made.over(load_recipe(str(base), (*within, name)))
 
 
 def _step(raw: Any, where: str) -> StepSpec:

@@ -219,9 +219,10 @@ class _Item:
             record.candidates = sum(candidates(bank))
             record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}
             if not record.tokens["total"]:
+                limit = f" within a budget of {self.job.budget}" if self.job.budget else ""
                 raise BudgetError(
-                    f"the budget `{self.job.budget}` leaves nothing of what the file holds",
-                    hint="give the stream that is there a share of it",
+                    f"the recipe leaves nothing of what the file holds{limit}",
+                    hint="give the stream that is there a share, or remove less",
                 )
             self.speech = _speech(found, chains, o.device)
             self._warn(info, found, done.tokens, pooled)

@@ -45,7 +45,6 @@ class Row:
     reason: str = ""
     carries: str = ""
 
-
     @property
     def why(self) -> str:
         """One line: what runs of it, or why it does not run."""

@@ -21,6 +21,9 @@ __all__ = ["AudioChunk", "FrameBatch", "GridMap", "Query", "Reduction", "TokenBa
 Reduction = Literal["linear", "anchor", "sum", "max", "drop"]
 
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def _span(pts: Tensor) -> str:
     return f"{float(pts.min()):.3f}..{float(pts.max()):.3f} s" if pts.numel() else "empty"
 
@@ -151,9 +154,10 @@ class TokenBatch:
 
     def __post_init__(self) -> None:
         """Check dtypes and that all columns agree on N."""
-        if self.data.ndim != 2 or not self.data.is_floating_point():
+        if self.data.ndim != 2 or self.data.dtype not in _FLOATS:
             raise ValueError(
-                f"TokenBatch.data: expected floating [N, D], got {list(self.data.shape)}"
+                "TokenBatch.data: expected float32, bfloat16 or float16 [N, D], "
+                f"got {self.data.dtype} {list(self.data.shape)}"
             )
         n = self.data.shape[0]
         for name, (dtype, tail) in _COLUMNS.items():

@@ -9,6 +9,12 @@ from tokpipe.errors import ModelError, RecipeError
 from tokpipe.spec import EXTRAS
 from tokpipe.tensors import Query, TokenBatch
 
+#: Dimensions of columns wider than one value a head; any other is [N] or [N, H].
+_RANKS = {
+    "keys": (2, 3), "queries": (2, 3), "frame_embedding": (2,), "text_space": (2,),
+    "spatial": (2,), "patch_pixels": (2,), "attention_rows": (3, 4, 5),
+}  # fmt: skip
+
 
 def column(tokens: TokenBatch, name: str, operator: str, *, own: bool = False) -> Tensor:
     """The extra column ``name`` [N, ...] in float32, or in its ``own`` type.
@@ -25,6 +31,13 @@ def column(tokens: TokenBatch, name: str, operator: str, *, own: bool = False) -
             hint=f"add it with `tokens.with_extras({name}=...)`, or use an encoder that gives it",
             code="recipe.needs",
         )
+    allowed = _RANKS.get(name, (1, 2))
+    if value.ndim not in allowed:
+        raise RecipeError(
+            f"`{operator}`: the column `{name}` is {list(value.shape)}",
+            hint=f"expected: {EXTRAS.get(name, '[N]')}",
+            code="recipe.needs",
+        )
     if len(value) and not bool(value.sum(dtype=torch.float32).isfinite()):
         raise ModelError(
             f"the column `{name}` holds values that are not finite",
@@ -37,12 +50,6 @@ def column(tokens: TokenBatch, name: str, operator: str, *, own: bool = False) -
 def head_mean(tokens: TokenBatch, name: str, operator: str) -> Tensor:
     """The extra column ``name`` as float32 [N]; heads, where there are any, are averaged."""
     value = column(tokens, name, operator)
-    if value.ndim not in (1, 2):
-        raise RecipeError(
-            f"`{operator}` takes `{name}` as [N] or [N, H], got {list(value.shape)}",
-            hint=EXTRAS.get(name),
-            code="recipe.needs",
-        )
     return value.mean(1) if value.ndim == 2 else value
 
 

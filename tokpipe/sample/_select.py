@@ -53,8 +53,18 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def query_scores(embedding: Tensor, query: Query, *, scaled: bool = True) -> Tensor:
-    """Likeness [T] of frames [T, E] to the nearest text segment: cosine, or plain product."""
+    """Likeness [T] of frames [T, E] to the nearest text segment: cosine, or plain product.
+
+    Raises:
+        RecipeError: The query has another width.
+    """
     text = query.pooled.to(embedding)
+    if text.ndim != 2 or not len(text) or text.shape[1] != embedding.shape[1]:
+        raise RecipeError(
+            f"the query's `pooled` is {list(text.shape)}, frames are {list(embedding.shape)}",
+            hint="both need the same width, [M, E] and [T, E]",
+            code="recipe.needs",
+        )
     both = (unit(embedding), unit(text)) if scaled else (embedding, text)
     return (both[0] @ both[1].T).amax(1)
 

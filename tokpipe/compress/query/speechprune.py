@@ -39,7 +39,7 @@ class SpeechPrune:
 
     Attributes:
         keep: Part of the tokens the first phase keeps when no budget is given, 0 .. 1.
-        attended: Part of those that the second phase keeps, 0 .. 1; 1 leaves it out.
+        attended: Part of those that the second phase keeps, 0.001 .. 1; 1 leaves it out.
         seconds: Length of a stretch, 0.01 to 3600 s.
         temperature: Divides the summed scores, 0.001 or more; above 1 evens the parts out.
         compat: ``released`` rounds each part down and hands out no remainder.
@@ -65,7 +65,7 @@ class SpeechPrune:
     gives: ClassVar[tuple[str, ...]] = ("score",)
 
     keep: Annotated[float, Field(ge=0, le=1)] = 0.5
-    attended: Annotated[float, Field(gt=0, le=1)] = 1.0
+    attended: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
     seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
     temperature: Annotated[float, Field(ge=1e-3, le=1e6)] = 1.0
     compat: Literal["paper", "released"] = "paper"

@@ -72,8 +72,8 @@ class ChatUniVi:
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
 
-    levels: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32, 16)
-    k: tuple[Annotated[int, Field(ge=2)], ...] = (5, 3, 3)
+    levels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 32, 16)
+    k: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (5, 3, 3)
     rate: Annotated[float, Field(gt=0, le=1)] = 1 / 16
     event_k: Annotated[int, Field(ge=2)] = 5
     scope: Literal["frame", "video"] = "video"

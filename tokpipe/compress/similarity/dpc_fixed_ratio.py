@@ -34,7 +34,7 @@ class DpcFixedRatio:
     Attributes:
         ratio: Clusters as a part of the tokens without a budget, above 0 to 1 (rounded down, at
             least one).
-        scale: Distance in units of which the density falls, above 0.
+        scale: Distance in units of which the density falls, 1e-6 to 1e6.
         scope: Cluster within a frame, or over the whole video.
 
     Example:
@@ -57,7 +57,7 @@ class DpcFixedRatio:
     exact: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
-    scale: Annotated[float, Field(gt=0)] = 2.0
+    scale: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
     scope: Literal["frame", "video"] = "frame"
 
     def decide(

@@ -33,7 +33,7 @@ class DpcKnn:
         k: Neighbours in the density, 2 or more; above the number of clusters c it becomes
             max(2, min(3, c // 2)). ``clusters`` takes as many as there are clusters, at least 2.
         clusters: Clusters when no budget is given, 1 or more; None keeps everything.
-        scale: The distance per sqrt(D) that counts as 1, positive: the method is not invariant
+        scale: The distance per sqrt(D) that counts as 1, 1e-6 to 1e6: the method is not invariant
             to scale and assumes features of order 1.
         scope: Cluster within a frame, or over the whole video.
 
@@ -58,7 +58,7 @@ class DpcKnn:
 
     k: Annotated[int, Field(ge=2)] | Literal["clusters"] = 5
     clusters: Annotated[int, Field(ge=1)] | None = None
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    scale: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     scope: Literal["frame", "video"] = "frame"
 
     def decide(

@@ -66,7 +66,7 @@ class FrameFusion:
     cost: Annotated[float, Field(gt=0, le=1)] = 0.3
     stop_below: Annotated[float, Field(ge=0, le=1)] = 0.1
     layers: Annotated[int, Field(ge=2)] = 28
-    rounds: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
 
     def __post_init__(self) -> None:
         """Check that the rounds leave a layer."""

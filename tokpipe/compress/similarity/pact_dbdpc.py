@@ -39,7 +39,7 @@ class PactDbdpc:
 
     Attributes:
         cutoff: Largest distance 1 - cosine to a centre, 0 to 2; without a budget.
-        scale: Distance in units of which the density falls, above 0.
+        scale: Distance in units of which the density falls, 1e-6 to 1e6.
         reach: Part of the cutoff within which pruned tokens are recovered, 0 or more.
         scope: Cluster within a frame, or over the whole video.
 
@@ -62,7 +62,7 @@ class PactDbdpc:
     exact: ClassVar[bool] = True
 
     cutoff: Annotated[float, Field(ge=0, le=2)] = 0.21
-    scale: Annotated[float, Field(gt=0)] = 2.0
+    scale: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
     reach: Annotated[float, Field(ge=0)] = 1.5
     scope: Literal["frame", "video"] = "frame"
 

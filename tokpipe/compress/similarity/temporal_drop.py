@@ -57,8 +57,8 @@ class TemporalDrop:
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
 
-    luma: Annotated[float, Field(gt=0, le=255)] = 3.0
-    chroma: Annotated[float, Field(gt=0, le=255)] = 4.0
+    luma: Annotated[float, Field(ge=0.01, le=255)] = 3.0
+    chroma: Annotated[float, Field(ge=0.01, le=255)] = 4.0
     reference: Literal["kept", "previous"] = "kept"
     threshold: Annotated[float | None, Field(gt=0)] = None
 

@@ -74,7 +74,7 @@ class ToMe:
     schedule: tuple[Annotated[int, Field(ge=0)], ...] = ()
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     per_frame: Annotated[int, Field(ge=1)] | None = None
-    rounds: Annotated[int, Field(ge=0)] = 0
+    rounds: Annotated[int, Field(ge=0, le=1000)] = 0
     every: Annotated[int, Field(ge=2)] = 2
     class_token: bool = False
     distill_token: bool = False
