@@ -162,7 +162,7 @@ def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
 def _remedy(need: str) -> str:
     """What a need is, and what to do about it."""
     if need == "query":
-        return "a text query takes an encoder with a text tower, or `tokpipe.reduce_tokens` from Python"
+        return "a query takes an encoder with a text tower, or `tokpipe.reduce_tokens` from Python"
     if need == "features":
         return "features of a neural encoder; cells of the signal have a width of their own"
     if need == "joint":

@@ -75,7 +75,7 @@ def problem(operator: Any, count: int, width: int, half: bool) -> tuple[TokenBat
 
 def passes(operator: Any) -> list[tuple[float, str]]:
     """Products that the docstring's line "Passes:" names, as (how many, "N" or "K")."""
-    text = getmodule(type(operator)).__doc__ or ""  # type: ignore[union-attr]
+    text = getmodule(type(operator)).__doc__ or ""
     found = re.search(r"Passes: ([^.;]*)", " ".join(text.split()))
     if found is None:
         raise SystemExit(f"{type(operator).__name__}: no line Passes: in the docstring")
@@ -126,7 +126,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
              "seconds": round(seconds, 2)}  # fmt: skip
     if options.half:
         return found
-    wanted, times = passes(operator), {}
+    wanted, times = passes(operator), dict[Any, Any]()
     for i in range(max(1, options.repeat)):
         if i:
             began = time.process_time()

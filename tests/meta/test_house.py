@@ -120,8 +120,9 @@ def _numeric(hint: Any) -> bool:
 
 
 def _bounds(hint: Any) -> bool:
-    marks = [mark for part in (hint, *getattr(hint, "__args__", ()))
-             for mark in getattr(part, "__metadata__", ())]  # fmt: skip
+    parts = [hint, *getattr(hint, "__args__", ())]
+    parts += getattr(getattr(hint, "__origin__", None), "__args__", ())
+    marks = [mark for part in parts for mark in getattr(part, "__metadata__", ())]
     flat = [inner for mark in marks for inner in getattr(mark, "metadata", (mark,))]
     return any(hasattr(mark, bound) for mark in flat for bound in ("ge", "gt", "le", "lt"))
 

@@ -99,39 +99,31 @@ def peaks_of_each(
     Returns:
         K is the largest count.
     """
-    size, n, dim = data.shape
-    device = data.device
-    present = torch.full((size,), n, device=device) if valid is None else valid.sum(1)
-    wanted = torch.minimum(torch.as_tensor(count, device=device).expand(size), present)
-    near = torch.as_tensor(neighbours, device=device).expand(size)
-    near = torch.minimum(near, present).clamp(min=1)
+    (size, n, dim), device = data.shape, data.device
+    present, wanted, near = _sizes(data, count, neighbours, valid)
     # One transfer for all sizes that shapes depend on.
     sizes = torch.stack([present, wanted, near]).tolist()
-    most = max(sizes[1], default=0)
-    centre = torch.full((size, most), -1, dtype=torch.int64, device=device)
+    centre = torch.full((size, max(sizes[1], default=0)), -1, dtype=torch.int64, device=device)
     label = torch.full((size, n), -1, dtype=torch.int64, device=device)
     score = torch.full((size, n), -torch.inf, dtype=torch.float64, device=device)
     chunk = _CHUNK.get(device.type, BLOCK)
     step = max(1, min(chunk // max(1, n * n), BLOCK // max(1, n * dim)))
-    step = 1 if n * n > BLOCK else step
-    for a in range(0, size, step):
-        b = min(size, a + step)
+    for a, b in ((a, min(size, a + step)) for a in range(0, size, step)):
         rows, k, m = (max(part[a:b]) for part in sizes)
+        if rows == 0:
+            continue
         order = None
         if valid is not None and min(sizes[0][a:b]) < n:
             order = torch.argsort(valid[a:b].logical_not().byte(), dim=1, stable=True)[:, :rows]
-        if rows == 0:
-            continue
         if rows * rows > BLOCK:
-            inner = order[0] if order is not None else torch.arange(n, device=device)
+            inner = torch.arange(n, device=device) if order is None else order[0]
             cloud = LargeCloud(data[a], inner, float(width or dim))
             found = large_peaks(cloud, k, m, by_index=by_index, lower=lower)
             centre[a, :k], label[a, inner], score[a, inner] = inner[found[0]], *found[1:]
             continue
         square = _squares(data[a:b], order).div_(width or dim)
-        inside = None
-        if min(sizes[0][a:b]) < rows:
-            inside = torch.arange(rows, device=device) < present[a:b, None]
+        fewer = min(sizes[0][a:b]) < rows
+        inside = torch.arange(rows, device=device) < present[a:b, None] if fewer else None
         made = _scores(square, near[a:b], m, inside, lower)
         hearts = _centres(made, wanted[a:b], k, by_index)
         which = _nearest(square, hearts, inside)
@@ -143,6 +135,17 @@ def peaks_of_each(
         if k:
             centre[a:b, :k] = torch.where(hearts < 0, -1, order.gather(1, hearts.clamp(min=0)))
     return EachPeaks(centre, label, score)
+
+
+def _sizes(
+    data: Tensor, count: int | Tensor, neighbours: int | Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows that take part, clusters and rows in the density of each cloud, int64 [B]."""
+    size, n, _ = data.shape
+    present = torch.full((size,), n, device=data.device) if valid is None else valid.sum(1)
+    wanted = torch.as_tensor(count, device=data.device).expand(size)
+    near = torch.as_tensor(neighbours, device=data.device).expand(size)
+    return present, torch.minimum(wanted, present), torch.minimum(near, present).clamp(min=1)
 
 
 def _squares(data: Tensor, order: Tensor | None) -> Tensor:

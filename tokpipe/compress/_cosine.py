@@ -142,6 +142,6 @@ def nearest_of(cosines: Cosines, member: Tensor) -> tuple[Tensor, Tensor]:
         return best[None], listed[which][None]
     barred = torch.where(member, 0.0, -torch.inf)[:, None]
     for a, b, block in cosines.blocks():
-        best = (block + barred).max(2)
-        value[:, a:b], index[:, a:b] = best.values, best.indices
+        found = (block + barred).max(2)
+        value[:, a:b], index[:, a:b] = found.values, found.indices
     return value, index

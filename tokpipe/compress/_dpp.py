@@ -124,7 +124,8 @@ def _residue(row: Tensor, basis: Tensor) -> Tensor:
     # Twice is enough for orthogonality to rounding.
     for _ in range(2):
         row = row - basis.T @ (basis @ row)
-    return row / torch.linalg.vector_norm(row).clamp(min=1e-30)
+    length: Tensor = torch.linalg.vector_norm(row)
+    return row / length.clamp(min=1e-30)
 
 
 def _room(steps: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

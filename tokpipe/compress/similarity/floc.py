@@ -8,9 +8,9 @@ many, which changes no pick.
 
 Shapes: data [N, D] in chunks of C tokens; keeps min(budget, N), chunk after chunk in the order of
 the picks.
-Passes: 1 N x N of one chunk, kept up to 8192 tokens (256 MB). Above, blocks of rows, lazily: those
-of changed and of renewed tokens are made again, at most 256 at a time, in practice as much as 6 to
-9 passes more.
+Passes: 9 N x N of one chunk in practice, above 8192 tokens: lazily, in blocks of rows; those of
+changed and of renewed tokens are made again, at most 256 at a time. Up to 8192 tokens 1 pass that
+is kept (256 MB).
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class Scissor:
         shared = torch.nonzero(~lone).flatten()
         if shared.shape[0] == 0:
             return _map(first, second, taken)
+        made: Tensor | Means
         if isinstance(means, Means) or rows * tokens.data.shape[1] > _HELD:
             members = torch.bincount(first.group)[first.group]
             parts = torch.bincount(second.group)[taken]
