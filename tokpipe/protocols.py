@@ -8,6 +8,10 @@ ranges in ``Annotated``. Class attributes say what it is:
 ``needs``    extras, ``query`` or modalities that must be there (an unmet need is a RecipeError)
 ``causal``   it never looks ahead
 ``version``  raised when its output changes
+``where``    where its paper runs it: pixels, encoder, outputs (default) or llm
+``golden``   prefixes of the stored cases that check it; ``aliases`` other names
+``scale_free``, ``keeps_outliers``  what the conformance suite may expect of it
+``default_needs``  the needs of the default operator, where ``needs`` follows from parameters
 """
 
 from __future__ import annotations

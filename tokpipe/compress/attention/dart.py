@@ -61,6 +61,7 @@ class Dart:
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     where: ClassVar[Where] = "llm"
     golden: ClassVar[tuple[str, ...]] = ("dart",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
 

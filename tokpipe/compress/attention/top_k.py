@@ -45,6 +45,7 @@ class TopK:
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     default_needs: ClassVar[tuple[str, ...]] = ("score",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True

@@ -52,6 +52,7 @@ class VisionZip:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True

@@ -57,6 +57,7 @@ class CDPruner:
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     default_needs: ClassVar[tuple[str, ...]] = ("query",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True

@@ -57,6 +57,7 @@ class MoB:
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "llm"

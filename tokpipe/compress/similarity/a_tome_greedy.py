@@ -51,6 +51,7 @@ class ATomeGreedy:
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "encoder"

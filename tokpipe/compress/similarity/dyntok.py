@@ -47,6 +47,7 @@ class DynTok:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "outputs"

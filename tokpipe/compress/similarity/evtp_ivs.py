@@ -52,6 +52,7 @@ class EvtpIvs:
     where: ClassVar[Where] = "outputs"
     golden: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ("score",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
 

@@ -48,6 +48,7 @@ class FastAdaSP:
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "llm"

@@ -64,6 +64,7 @@ class Floc:
     where: ClassVar[Where] = "outputs"
     golden: ClassVar[tuple[str, ...]] = ("floc",)
     gives: ClassVar[tuple[str, ...]] = ("score",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
 

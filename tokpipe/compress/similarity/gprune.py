@@ -48,6 +48,7 @@ class Gprune:
     where: ClassVar[Where] = "outputs"
     golden: ClassVar[tuple[str, ...]] = ("gprune",)
     gives: ClassVar[tuple[str, ...]] = ("score",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
 

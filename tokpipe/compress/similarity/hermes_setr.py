@@ -44,6 +44,7 @@ class HermesSeTR:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("frames",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"

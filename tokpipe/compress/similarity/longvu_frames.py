@@ -50,6 +50,7 @@ class LongvuFrames:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("frames", "ragged")
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"

@@ -49,6 +49,7 @@ class LongvuStc:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "outputs"

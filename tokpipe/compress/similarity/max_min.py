@@ -49,6 +49,7 @@ class MaxMin:
     where: ClassVar[Where] = "outputs"
     golden: ClassVar[tuple[str, ...]] = ("divprune",)
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
     exact: ClassVar[bool] = True

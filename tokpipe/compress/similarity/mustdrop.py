@@ -53,6 +53,7 @@ class Mustdrop:
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     where: ClassVar[Where] = "encoder"
     golden: ClassVar[tuple[str, ...]] = ("mustdrop_spatial",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
 

@@ -56,6 +56,7 @@ class Scissor:
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"

@@ -76,6 +76,7 @@ class StcPruner:
     causal: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     keeps_outliers: ClassVar[bool] = True
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "outputs"

@@ -54,6 +54,7 @@ class Sttm:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "llm"

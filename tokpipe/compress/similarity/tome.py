@@ -65,6 +65,7 @@ class ToMe:
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 2
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "encoder"

@@ -77,6 +77,7 @@ class VidCom2:
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     keeps_outliers: ClassVar[bool] = True
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
     where: ClassVar[Where] = "outputs"

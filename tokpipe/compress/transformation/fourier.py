@@ -49,6 +49,7 @@ class Fourier:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("grid", "ragged")
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"

@@ -46,6 +46,7 @@ class GridPool:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = ("grid", "ragged")
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"

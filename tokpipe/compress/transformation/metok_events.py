@@ -54,6 +54,7 @@ class MetokEvents:
     layouts: ClassVar[tuple[Layout, ...]] = ("ragged",)
     where: ClassVar[Where] = "outputs"
     golden: ClassVar[tuple[str, ...]] = ("metok_events",)
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
 

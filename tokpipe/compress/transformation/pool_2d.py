@@ -44,6 +44,7 @@ class Pool2d:
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("grid", "ragged")
+    scale_free: ClassVar[bool] = True
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     where: ClassVar[Where] = "outputs"
