@@ -166,7 +166,7 @@ def main() -> None:
         command = [sys.executable, __file__, name, *same, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"{name:18} failed: {done.stderr.strip()[-200:]}", flush=True)
+            print(f"{name:18} failed ({done.returncode}): {done.stderr.strip()[-200:]}", flush=True)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         print(f"{name:18}{found['rows']:>8}{found['kept']:>7}{found['peak_mb']:>9}"
