@@ -52,6 +52,13 @@ def fit_budget(
         ModelError: The tokens hold NaN or infinity.
     """
     refuse_non_finite(tokens)
+    return _fitted(reducer, tokens, budget, query, exact)
+
+
+def _fitted(
+    reducer: Reducer, tokens: TokenBatch, budget: int, query: Query | None, exact: bool
+) -> TokenMap:
+    """:func:`fit_budget` on tokens that are known to be finite."""
     n, device = len(tokens), tokens.data.device
     if budget < 0:
         raise BudgetError(f"budget {budget} is negative", hint="give 0 tokens or more")
@@ -102,7 +109,7 @@ def fit_chain(
         if told[-1]:
             last = own_count(reducers[-1:], rows, budget, query)
         else:
-            last = fit_budget(reducers[-1], rows, budget, query, exact=exact)
+            last = _fitted(reducers[-1], rows, budget, query, exact)
         made = last if made is None else made.then(last)
     assert made is not None  # noqa: S101 - a step or the last rule made it
     if exact and not told[-1] and len(made) < min(budget, len(base)):

@@ -133,8 +133,9 @@ class Rule:
 def groups_of(tokens: TokenBatch, frames: int) -> Groups:
     """Groups of so many consecutive frames; 0 puts all tokens into one, in their own order."""
     n = len(tokens)
-    sound = one_item(tokens) and n > 0 and bool((tokens.at != tokens.at[0]).any())
-    if one_item(tokens) and not (sound and frames > 1):
+    one = one_item(tokens)
+    sound = one and n > 0 and bool((tokens.at != tokens.at[0]).any())
+    if one and not (sound and frames > 1):
         return Groups([n], [1], None)
     found = frames_of(tokens)
     # A clip of sound is so many tokens: each is a moment of its own.
