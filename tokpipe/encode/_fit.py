@@ -1,0 +1,111 @@
+"""Fit pictures into a tower of one fixed size: pad, squash or crop, and where each part goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokpipe.encode._tower import Places
+
+Fit = Literal["pad", "squash", "crop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a picture lands on the tower's canvas, in canvas pixels.
+
+    Attributes:
+        top, left: Of the resized picture; negative where it is cropped.
+        height, width: Of the resized picture.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def frame_of(
+    height: int, width: int, canvas: tuple[int, int], token: tuple[int, int], fit: Fit
+) -> Frame:
+    """Place a picture of ``height`` x ``width`` on the canvas.
+
+    Args:
+        canvas: Height and width of the tower's input.
+        token: Height and width in pixels of one token.
+        fit: ``squash`` stretches both sides; ``pad`` keeps the shape, centred and then moved to
+            the nearest token border so that as many tokens as can be lie wholly on the picture;
+            ``crop`` resizes the short side and cuts out the centre, as CLIP does.
+    """
+    if fit == "squash":
+        return Frame(0, 0, *canvas)
+    ratios = (canvas[0] / height, canvas[1] / width)
+    if fit == "crop":
+        # torchvision's arithmetic: the long side is truncated, the centre rounded.
+        size = max(canvas)
+        short, long = min(height, width), max(height, width)
+        other = int(size * long / short)
+        high, wide = (size, other) if height <= width else (other, size)
+        return Frame(-round((high - canvas[0]) / 2.0), -round((wide - canvas[1]) / 2.0), high, wide)
+    scale = min(ratios)
+    high = min(canvas[0], max(1, round(height * scale)))
+    wide = min(canvas[1], max(1, round(width * scale)))
+    return Frame(
+        _snapped(canvas[0] - high, token[0]), _snapped(canvas[1] - wide, token[1]), high, wide
+    )
+
+
+def _snapped(free: int, step: int) -> int:
+    """The multiple of ``step`` nearest to the middle of ``free``, within it."""
+    return min(round(free / 2 / step), free // step) * step
+
+
+def places_of(frame: Frame, canvas: tuple[int, int], grid: tuple[int, int]) -> Places:
+    """Places of a regular grid over the whole canvas."""
+    y = torch.linspace(0, canvas[0], grid[0] + 1, dtype=torch.float64)
+    x = torch.linspace(0, canvas[1], grid[1] + 1, dtype=torch.float64)
+    return Places.regular((y - frame.top) / frame.height, (x - frame.left) / frame.width)
+
+
+def fitted(
+    pixels: Tensor, frame: Frame, canvas: tuple[int, int], *, bicubic: bool, fill: Tensor
+) -> Tensor:
+    """Resize and place uint8 [T, H, W, 3]; returns uint8 [T, h, w, 3] of the canvas.
+
+    On the CPU by Pillow, whose results are those of the towers' own transforms to the bit;
+    elsewhere by torch with antialiasing (within one grey level of it).
+
+    Args:
+        fill: uint8 [3] of what padding shows, the tower's mean colour.
+    """
+    resized = _resized(pixels, frame.height, frame.width, bicubic=bicubic)
+    top, left = max(0, -frame.top), max(0, -frame.left)
+    resized = resized[:, top : top + canvas[0], left : left + canvas[1]]
+    if tuple(resized.shape[1:3]) == canvas:
+        return resized
+    out = fill.to(pixels.device).expand(len(pixels), *canvas, 3).clone()
+    y, x = max(0, frame.top), max(0, frame.left)
+    out[:, y : y + resized.shape[1], x : x + resized.shape[2]] = resized
+    return out
+
+
+def _resized(pixels: Tensor, height: int, width: int, *, bicubic: bool) -> Tensor:
+    if pixels.shape[1:3] == (height, width):
+        return pixels
+    if pixels.device.type == "cpu":
+        how = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+        made = [
+            np.asarray(Image.fromarray(picture).resize((width, height), how))
+            for picture in pixels.numpy()
+        ]
+        return torch.from_numpy(np.stack(made))
+    moved = pixels.permute(0, 3, 1, 2).float()
+    made_there = torch.nn.functional.interpolate(
+        moved, (height, width), mode="bicubic" if bicubic else "bilinear", antialias=True
+    )
+    return made_there.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

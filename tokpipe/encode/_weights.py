@@ -1,0 +1,70 @@
+"""Weights: their digest, and loading without ever unpickling code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tokpipe.digest import canonical_json
+from tokpipe.errors import WeightsMismatch, WeightsMissing
+
+
+def digest_of(*modules: nn.Module | None) -> str:
+    """``sha256:...`` over names, shapes and values of all parameters and buffers.
+
+    Computed on the tensors as they are loaded, in the dtype they have then, so that the same
+    checkpoint in another file format has the same digest. None stands for an absent part.
+    """
+    total = hashlib.sha256()
+    for part, module in enumerate(modules):
+        for name, tensor in _sorted(module):
+            head = [part, name, str(tensor.dtype), list(tensor.shape)]
+            total.update(canonical_json(head).encode())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _sorted(module: nn.Module | None) -> Iterable[tuple[str, Tensor]]:
+    return sorted(module.state_dict().items()) if module is not None else ()
+
+
+def check_digest(found: str, expected: str | None, what: str) -> None:
+    """Raise WeightsMismatch unless the digest is the expected one (None: any)."""
+    if expected is not None and found != expected:
+        raise WeightsMismatch(
+            f"the weights of {what} are not those on record: {found[:19]}, expected "
+            f"{expected[:19]}",
+            hint="name the checkpoint the cache was made with, or encode the media again",
+        )
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint file: safetensors, or a torch file with ``weights_only=True``.
+
+    Raises:
+        WeightsMissing: There is no such file.
+        WeightsMismatch: It is no checkpoint, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"no weights at `{path}`", hint="check the path given with --weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever a foreign file makes the readers raise
+        raise WeightsMismatch(
+            f"`{path.name}` cannot be read as weights: {error}",
+            hint="use a .safetensors file, or a torch file that holds tensors only",
+        ) from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsMismatch(
+            f"`{path.name}` holds no plain state dict", hint="save the model's state_dict alone"
+        )
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
