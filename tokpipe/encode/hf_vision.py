@@ -1,0 +1,156 @@
+"""Vision towers and the vision front ends of multimodal models, through transformers.
+
+Source: transformers (Hugging Face), >= 5.18. CLIP, SigLIP, SigLIP2, DINOv2, DINOv3; LLaVA, Qwen-VL,
+InternVL, SmolVLM and VideoLLaMA3 without their language models.
+
+The kind of model is read from its ``config.json``; no code of a model repository is ever run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from tokpipe.encode._hf_load import config_source, read_config, torch_dtype
+from tokpipe.encode._weights import check_digest
+from tokpipe.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokpipe.encode._hf_family import Family
+    from tokpipe.encode._tower import Outline, Places, VisionTower
+
+_PLAIN = "tokpipe.encode._hf_plain:PlainFamily"
+_QWEN = "tokpipe.encode._hf_qwen:"
+_LLAVA = "tokpipe.encode._hf_llava:"
+#: Where the family of a ``model_type`` lives, ``module:Class``.
+FAMILIES = {
+    "clip": _PLAIN,
+    "clip_vision_model": _PLAIN,
+    "siglip": _PLAIN,
+    "siglip_vision_model": _PLAIN,
+    "siglip2": "tokpipe.encode._hf_naflex:NaflexFamily",
+    "siglip2_vision_model": "tokpipe.encode._hf_naflex:NaflexFamily",
+    "dinov2": _PLAIN,
+    "dinov2_with_registers": _PLAIN,
+    "dinov3_vit": _PLAIN,
+    "qwen2_vl": _QWEN + "Qwen2VlFamily",
+    "qwen2_5_vl": _QWEN + "Qwen25VlFamily",
+    "qwen3_vl": _QWEN + "Qwen3VlFamily",
+    "video_llama_3": _QWEN + "VideoLlama3Family",
+    "llava": _LLAVA + "LlavaFamily",
+    "llava_next": _LLAVA + "LlavaNextFamily",
+    "llava_onevision": _LLAVA + "LlavaOnevisionFamily",
+    "internvl": "tokpipe.encode._hf_intern:InternVlFamily",
+    "smolvlm": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
+    "idefics3": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HfVision:
+    """Encoder whose tokens are hidden states of a transformers vision tower.
+
+    Attributes:
+        model: Name on the Hugging Face hub, or a local folder with ``config.json``. What is
+            cached is used first; the network only for what is not.
+        revision: Branch, tag or commit on the hub; empty for its main branch.
+        weights: Local folder or one checkpoint file (``.safetensors``, or a torch file that holds
+            tensors only) used instead of the model's own; a folder with its own ``config.json``
+            replaces the model altogether. ``random`` draws weights from the configuration with a
+            fixed seed, for tests and benchmarks.
+        digest: ``sha256:...`` the weights must have; empty for any.
+        stage: Tokens before or after the projector (CLIP: the visual projection; multimodal
+            models: the merger or MLP before the language model).
+        layer: Hidden state taken, counted from 0, the embeddings; -1 for the family's own.
+        attention_layer: Block whose attention and keys become columns, from 0; -1 the last one
+            that runs.
+        fit: How a picture enters a tower of fixed size: padded, squashed, or its centre. Towers
+            with variable grids ignore it.
+        min_pixels: Smallest area of a variable grid in pixels; 0 for the processor's own bound.
+        max_pixels: Largest area of a variable grid in pixels; 0 for the processor's own bound.
+    """
+
+    source: ClassVar[str] = "transformers (Hugging Face)"
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    version: ClassVar[int] = 1
+    domain: ClassVar[str] = "feature"
+
+    model: str = "openai/clip-vit-base-patch32"
+    revision: str = ""
+    weights: str = ""
+    digest: str = ""
+    stage: Literal["pre_projector", "post_projector"] = "pre_projector"
+    layer: Annotated[int, Field(ge=-1, le=200)] = -1
+    attention_layer: Annotated[int, Field(ge=-1, le=200)] = -1
+    fit: Literal["pad", "squash", "crop"] = "pad"
+    min_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    max_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+
+    def outline(self) -> Outline:
+        """What the tower gives; reads configuration files only.
+
+        Raises:
+            WeightsMissing: The model's configuration is neither on disk nor reachable.
+            ModelError: It is of a kind tokpipe does not know.
+        """
+        return _outline(self)
+
+    def places(self, height: int, width: int) -> Places:
+        """Where the tokens of a picture of ``height`` x ``width`` pixels lie."""
+        return _places(self, height, width)
+
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: str = "float32",
+        *,
+        compile: bool = False,  # noqa: A002
+    ) -> VisionTower:
+        """Read the weights and make a tower.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``float16``, in which the tower runs.
+            compile: Let ``torch.compile`` translate it; pays off over many batches only.
+
+        Raises:
+            WeightsMissing: A checkpoint, or a tensor in it, is not there.
+            WeightsMismatch: Shapes differ from the configuration, or the digest from the record.
+        """
+        tower = family_of(self).load(torch.device(device), torch_dtype(dtype), compile=compile)
+        check_digest(tower.weights, self.digest or None, self.weights or self.model)
+        return tower
+
+
+@lru_cache(maxsize=64)
+def family_of(settings: HfVision) -> Family:
+    """The family of the model the settings name.
+
+    Raises:
+        ModelError: Its ``model_type`` is none of ``FAMILIES``.
+    """
+    config = read_config(*config_source(settings))
+    kind = str(getattr(config, "model_type", ""))
+    if kind not in FAMILIES:
+        raise ModelError(
+            f"hf-vision cannot use `{settings.model}`: its kind `{kind}` has no vision front end "
+            "here",
+            hint="kinds that work: " + ", ".join(sorted(FAMILIES)),
+        )
+    module, _, name = FAMILIES[kind].partition(":")
+    made: Family = getattr(import_module(module), name)(config, settings)
+    return made
+
+
+@lru_cache(maxsize=64)
+def _outline(settings: HfVision) -> Outline:
+    return family_of(settings).outline()
+
+
+@lru_cache(maxsize=256)
+def _places(settings: HfVision, height: int, width: int) -> Places:
+    return family_of(settings).places(height, width)
