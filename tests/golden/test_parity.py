@@ -21,13 +21,6 @@ CASES = sorted(FOLDER.rglob("*.npz"))
 
 #: Prefixes of what is not built yet, and what they wait for.
 PENDING = {
-    "kaldi_fbank": "the neural sound encoders",
-    "vad_": "the speech detector",
-    "token_lengths": "the neural sound encoders",
-    "qwen_omni_windows": "the neural sound encoders",
-    "tome_prop_attention": "merging inside encoders",
-    "tome_parse_r": "merging inside encoders",
-    "fastast_schedule": "merging inside encoders",
     "tmrope": "the exporters",
 }
 
