@@ -14,6 +14,15 @@ settings.register_profile("tokpipe", deadline=None, print_blob=True)
 settings.load_profile("tokpipe")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``gpu`` where there is none; TOKPIPE_REQUIRE_CUDA=1 lets them fail."""
+    if item.get_closest_marker("gpu") and os.environ.get("TOKPIPE_REQUIRE_CUDA") != "1":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device; TOKPIPE_REQUIRE_CUDA=1 makes this a failure")
+
+
 @pytest.fixture(scope="session")
 def media() -> Path:
     """Folder of real test media; tests that need it skip where it is absent."""
