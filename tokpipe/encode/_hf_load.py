@@ -113,6 +113,17 @@ def read_tokenizer(model: str, revision: str = "") -> Any:
     return _found(library().AutoTokenizer.from_pretrained, model, revision, "tokenizer")
 
 
+@lru_cache(maxsize=8)
+def read_feature_extractor(model: str, revision: str = "") -> Any:
+    """What prepares sound for a hub name or local folder; treat it as read-only.
+
+    Raises:
+        WeightsMissing: It is not there.
+    """
+    read = library().AutoFeatureExtractor.from_pretrained
+    return _found(read, model, revision, "feature extractor")
+
+
 def front_end(
     kind: Any,
     config: Any,
