@@ -290,7 +290,9 @@ def attention_rows(
         logits = asked @ keys(seen, heads, turn).float().transpose(2, 3)
     else:
         # (q W) x instead of q (W x): one product a head in place of a key for every token.
-        folded = torch.einsum("bhmk,hkd->bhmd", asked, heads.key_weight.float())
+        # A single row would be multiplied by other code than several, to other bits.
+        some = torch.cat([asked, asked]) if len(asked) == 1 else asked
+        folded = torch.einsum("bhmk,hkd->bhmd", some, heads.key_weight.float())[: len(asked)]
         logits = folded.flatten(1, 2) @ seen.hidden.float().transpose(1, 2)
         logits = logits.reshape(*asked.shape[:3], -1)
     return _softmax(logits * heads.scale, live)

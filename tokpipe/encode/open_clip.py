@@ -1,0 +1,164 @@
+"""Patch tokens of any open_clip vision tower, with attention, keys and text vectors.
+
+Source: open_clip (Ilharco et al., doi:10.5281/zenodo.5143773); towers after Radford et al.,
+"Learning Transferable Visual Models From Natural Language Supervision", 2021, arXiv:2103.00020.
+
+Letters: n patches of a picture, D width of a token, E width of the text space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from tokpipe.encode import _open_clip_model as models
+from tokpipe.encode._fit import frame_of, places_of
+from tokpipe.encode._open_clip_text import TextTower
+from tokpipe.encode._open_clip_tower import Layers, OpenClipTower, columns_of
+from tokpipe.encode._open_clip_trunk import Trunk, trunk_of
+from tokpipe.encode._tower import Outline, Places
+from tokpipe.encode._weights import check_digest, digest_of
+from tokpipe.errors import RecipeError
+
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenClip:
+    """Vision tower and text tower of one open_clip model.
+
+    Tokens are the patches of block ``layer``; those of the last carry the norm the tower itself
+    applies to patches (CoCa: that of its pooler). Class and register tokens are left out.
+
+    The column ``attention`` is that of what the picture's vector is read from: the class token in
+    block ``attention_layer``, else the pooling head, else the mean over all queries.
+    ``attention_shallow`` is read a quarter up the tower, ``received_middle`` three eighths.
+    ``frame_embedding`` is what ``encode_image`` gives, not normalised; ``text_space`` is what the
+    tower's own pooling and projection make of a token alone.
+
+    Attributes:
+        model: Name open_clip knows, also ``hf-hub:...`` and ``local-dir:...``.
+        weights: Pretrained tag, or path of a checkpoint of all the model's weights; empty takes
+            the first tag; ``random`` seeded random ones, for tests and benchmarks only.
+        digest: SHA-256 the weights must have, ``sha256:...``; empty takes any.
+        layer: Block whose output is taken, -64 to 63; -1 the last, negative ones from the end.
+        attention_layer: Block of the columns attention, received, keys, queries and layer_shift,
+            -64 to 63.
+        fit: How a picture comes to the tower's size: ``pad``, ``squash``, or ``crop`` as CLIP was
+            trained.
+        stage: ``pre_projector`` tokens of the tower, or ``post_projector`` in the text space.
+    """
+
+    source: ClassVar[str] = "doi:10.5281/zenodo.5143773"
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    version: ClassVar[int] = 1
+    domain: ClassVar[str] = "feature"
+
+    model: str = "ViT-B-32"
+    weights: str = ""
+    digest: str = ""
+    layer: Annotated[int, Field(ge=-64, le=63)] = -1
+    attention_layer: Annotated[int, Field(ge=-64, le=63)] = -1
+    fit: Literal["pad", "squash", "crop"] = "pad"
+    stage: Literal["pre_projector", "post_projector"] = "pre_projector"
+
+    def outline(self) -> Outline:
+        """What the tower gives, from the model's configuration alone.
+
+        Raises:
+            ModelError: open_clip knows no such model, or its tower gives no patch tokens.
+            RecipeError: The tower has no such block.
+        """
+        chosen = models.choose(self.model, self.weights)
+        return self._outline(chosen, self._skeleton(chosen))
+
+    def places(self, height: int, width: int) -> Places:
+        """Where the n tokens of a picture of ``height`` x ``width`` pixels lie."""
+        trunk = self._skeleton(models.choose(self.model, self.weights))
+        frame = frame_of(height, width, trunk.canvas, trunk.patch, self.fit)
+        # Patches need not reach the edge: 27 of 14 pixels leave 6 of 384 unseen.
+        seen = (trunk.grid[0] * trunk.patch[0], trunk.grid[1] * trunk.patch[1])
+        return places_of(frame, seen, trunk.grid)
+
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: str = "float32",
+        *,
+        compile: bool = False,  # noqa: A002 - the name torch gives it
+    ) -> OpenClipTower:
+        """The tower with its weights on ``device``; the text tower stays float32.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+            compile: Compile the blocks no column is read from.
+
+        Raises:
+            WeightsMissing: The weights are not on disk and cannot be fetched.
+            WeightsMismatch: They are another model's, or not those of ``digest``.
+        """
+        chosen = models.choose(self.model, self.weights)
+        outline = self._outline(chosen, self._skeleton(chosen))
+        model = models.load(chosen)
+        found = digest_of(model.visual, models.text_part(model))
+        check_digest(found, self.digest or None, f"`{self.model}`")
+        model.to(device)
+        trunk = trunk_of(model.visual.to(DTYPES[dtype]), chosen.config["embed_dim"])
+        layers = self._layers(trunk)
+        if compile:
+            _compile(trunk, layers)
+        return OpenClipTower(
+            trunk, TextTower(model, chosen), outline=outline, weights=found, layers=layers,
+            stage=self.stage, fit=self.fit, preprocess=chosen.preprocess,
+        )  # fmt: skip
+
+    def _skeleton(self, chosen: models.Chosen) -> Trunk:
+        return trunk_of(models.skeleton(chosen), chosen.config["embed_dim"])
+
+    def _layers(self, trunk: Trunk) -> Layers:
+        depth = trunk.depth or 1
+        for name in ("layer", "attention_layer"):
+            value = getattr(self, name)
+            if not -depth <= value < depth:
+                raise RecipeError(
+                    f"`open-clip`: {name}={value}, but the tower of `{self.model}` has {depth} "
+                    f"block{'s' if depth > 1 else ''}",
+                    hint=f"choose {-depth} to {depth - 1}",
+                )
+        return Layers.of(depth, self.layer, self.attention_layer)
+
+    def _outline(self, chosen: models.Chosen, trunk: Trunk) -> Outline:
+        layers, post = self._layers(trunk), self.stage == "post_projector"
+        if post and not trunk.has_text_space:
+            raise RecipeError(
+                f"`open-clip`: the tower of `{self.model}` cannot project single patches",
+                hint="use stage=pre_projector",
+            )
+        preprocess = chosen.preprocess
+        about = {
+            "model": chosen.name, "tag": chosen.tag, "stage": self.stage, "kind": trunk.kind,
+            "patch": list(trunk.patch), "grid": list(trunk.grid), "merge": 1, "temporal_patch": 1,
+            "image_size": list(trunk.canvas), "prefix": trunk.prefix, "layer": layers.tokens,
+            "attention_layer": layers.deep, "shallow_layer": layers.shallow,
+            "middle_layer": layers.middle, "reader": trunk.reader, "fit": self.fit,
+            "processor": "open_clip.image_transform", "mean": list(preprocess["mean"]),
+            "std": list(preprocess["std"]), "interpolation": preprocess["interpolation"],
+            "resize_mode": preprocess["resize_mode"], "quick_gelu": chosen.quick_gelu,
+        }  # fmt: skip
+        return Outline(
+            dim=trunk.text_dim if post else trunk.dim, extras=columns_of(trunk), text=True,
+            sparse=trunk.sparse, about=about,
+        )  # fmt: skip
+
+
+def _compile(trunk: Trunk, layers: Layers) -> None:
+    """Compile in place; watched blocks stay as they are, since compiled code sees no hooks."""
+    watched = {layers.deep, layers.shallow, layers.middle}
+    for index, block in enumerate(trunk.blocks() if trunk.depth else ()):
+        if index not in watched:
+            block.compile()
