@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,12 @@ class Assembled:
 class Assembler:
     """Writes kept rows through a :class:`CacheWriter` as they come."""
 
-    def __init__(self, bank: Bank, writer: CacheWriter, codec: ClipCodec = "opus") -> None:
-        """Open the atlas and the clip."""
+    def __init__(
+        self, bank: Bank, writer: CacheWriter, codec: ClipCodec = "opus", *,
+        features: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """Open the atlas and the clip; streams in ``features`` hold rows of a tower instead."""
+        self.features = features
         self.bank, self.writer, self.codec = bank, writer, codec
         self.done = Assembled()
         meta = bank.meta
@@ -79,7 +83,14 @@ class Assembler:
         for a in range(0, n, PAGE_CELLS):
             rows = kept.tokens.take(torch.arange(a, min(a + PAGE_CELLS, n)))
             columns = self._columns(rows, kept.stream)
-            extra = self._pictures(rows, columns) if kept.stream == "video" else self._sound(rows)
+            if kept.stream == "video":
+                self._count_frames(columns["at"])
+            if kept.stream in self.features:
+                extra = deepstack_columns(rows)
+            elif kept.stream == "video":
+                extra = self._pictures(rows, columns)
+            else:
+                extra = self._sound(rows)
             self.writer.append(kept.stream, {**columns, **extra})
 
     def finish(self, metadata: dict[str, Any]) -> Path:
@@ -95,7 +106,7 @@ class Assembler:
 
     def _columns(self, rows: TokenBatch, stream: str) -> dict[str, Any]:
         columns = {name: getattr(rows, name).numpy() for name in _COLUMNS}
-        columns["tokens"] = rows.data.numpy()
+        columns["tokens"] = feature_array(rows.data)
         segment = np.searchsorted(self.starts, columns["at"], side="right") - 1
         columns["segment"] = np.maximum(segment, 0).astype(np.int32)
         index = 0 if stream == "video" else 1
@@ -114,10 +125,12 @@ class Assembler:
                 boxes[i], full = self.pages.add(cell)
                 for page in full:
                     self.writer.append_bytes("video.atlas", page)
-        times = np.unique(columns["at"])
+        return {"atlas_box": boxes}
+
+    def _count_frames(self, at: NDArray[np.float64]) -> None:
+        times = np.unique(at)
         self.done.frames += len(times) - int(len(times) > 0 and times[0] == self.last_at)
         self.last_at = float(times[-1]) if len(times) else self.last_at
-        return {"atlas_box": boxes}
 
     def _sound(self, rows: TokenBatch) -> dict[str, Any]:
         if self.clip is None:
@@ -159,7 +172,7 @@ class Assembler:
             if done.source[name]
         }
         own: dict[str, Any] = {"tokpipe.writer": f"tokpipe {__version__}", "tokpipe.counts": counts}
-        if done.tokens["video"] and self.grid is not None:
+        if done.tokens["video"] and self.grid is not None and "video" not in self.features:
             own["tokpipe.grid"] = {
                 "rows": self.grid.rows,
                 "cols": self.grid.cols,
@@ -186,6 +199,19 @@ class Assembler:
                 "samples": self.clip.samples,
             }
         return own
+
+
+def feature_array(data: torch.Tensor) -> NDArray[Any]:
+    """Rows as the writer takes them: bfloat16 as its bit patterns."""
+    if data.dtype == torch.bfloat16:
+        return np.asarray(data.contiguous().view(torch.int16).numpy().view(np.uint16))
+    return np.asarray(data.numpy())
+
+
+def deepstack_columns(rows: TokenBatch) -> dict[str, Any]:
+    """``deepstack_1`` ... of rows that a tower gave them."""
+    names = sorted(name for name in rows.extras if name.startswith("deepstack_"))
+    return {name: feature_array(rows.extras[name]) for name in names}
 
 
 def _cut(picture: NDArray[np.uint8], rows: TokenBatch, i: int) -> NDArray[np.uint8]:
@@ -259,6 +285,8 @@ def describe_run(
     }  # fmt: skip
     out["tokpipe.warnings"] = list(warnings)
     for name, made in chains.items():
+        if made.late is not None:
+            continue
         entry: dict[str, Any] = {
             "name": made.encoder_name,
             "params": _fields(made.encoder),

@@ -1,17 +1,26 @@
-"""The operators of one stream, built from a recipe's steps and checked against each other."""
+"""The operators of one stream, built from a recipe's steps and checked against each other.
+
+sampler ─▶ encoder of the signal ─▶ reducers ─▶ late: tower ─▶ reducers
+           (pixels, mel)            what survives      features
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tokpipe import registry
+from tokpipe._recipe_order import tower_index
+from tokpipe.digest import portable
 from tokpipe.errors import RecipeError
 from tokpipe.recipe import build
 from tokpipe.spec import EXTRAS, StepSpec
 
 #: Ends of the names of parameters that say what to remove.
 _TELLING = ("threshold", "ratio", "relative")
+#: Parameters of a tower that may be a path.
+_PLACES = ("model", "weights")
 
 
 @dataclass(slots=True)
@@ -21,6 +30,8 @@ class Chain:
     Attributes:
         rules: The step of each reducer.
         fill: Thresholds, ratios and counts of the steps order candidates; the budget is filled.
+        late: An encoder with weights and the reducers of its tokens: it encodes what the chain
+            before it lets survive.
     """
 
     sampler: Any = None
@@ -29,11 +40,17 @@ class Chain:
     steps: tuple[StepSpec, ...] = ()
     fill: bool = False
     rules: list[StepSpec] = field(default_factory=list)
+    late: Chain | None = None
+
+    @property
+    def domain(self) -> str:
+        """``feature`` where a tower makes the tokens, else ``signal``."""
+        return "signal" if self.late is None else "feature"
 
     @property
     def head(self) -> list[Any]:
         """Canonical steps up to the encoder: what the bank's key depends on."""
-        return [d for kind, d in self._described() if kind in ("sampler", "encoder")]
+        return [d for kind, d in self._described(self.steps) if kind in ("sampler", "encoder")]
 
     @property
     def encoder_name(self) -> str:
@@ -43,7 +60,8 @@ class Chain:
     @property
     def canonical(self) -> list[Any]:
         """Every step with every parameter, so that 2 and 2.0 or a default spelled out are one."""
-        return [described for _, described in self._described()]
+        late = [] if self.late is None else self.late.steps
+        return [described for _, described in self._described((*self.steps, *late))]
 
     def removes(self, reducer: Any) -> bool:
         """The reducer was told to remove tokens: by a threshold, a ratio or a count of its own.
@@ -63,12 +81,12 @@ class Chain:
         """The reducer keeps a count of its own that nobody asked for."""
         return reducer.out_count(1000, None) != (1000, True) and not self.removes(reducer)
 
-    def _described(self) -> list[tuple[str, Any]]:
+    def _described(self, steps: Sequence[StepSpec]) -> list[tuple[str, Any]]:
         out: list[tuple[str, Any]] = []
-        for step in self.steps:
-            made = build(step)
-            params = {f.name: getattr(made, f.name) for f in fields(made)}
-            described = {"use": step.use, "version": getattr(made, "version", 1), **params}
+        for step in steps:
+            params = parameters_of(build(step))
+            version = getattr(registry.load(step.use), "version", 1)
+            described = {"use": step.use, "version": version, **params}
             out.append((registry.lookup(step.use).kind, described))
         return out
 
@@ -91,15 +109,41 @@ def counts_itself(reducer: Any) -> bool:
     return counts and reducer.out_count(1000, None) != plain.out_count(1000, None)
 
 
-def build_chain(stream: str, steps: tuple[StepSpec, ...], fill: bool = False) -> Chain:
+def parameters_of(operator: Any) -> dict[str, Any]:
+    """Parameters by name; weights by their name and content, never by their place on a disk."""
+    values = {f.name: getattr(operator, f.name) for f in fields(operator)}
+    if getattr(operator, "domain", "") == "feature":
+        values |= {name: portable(values[name]) for name in _PLACES if name in values}
+    return values
+
+
+def build_chain(
+    stream: str, steps: tuple[StepSpec, ...], fill: bool = False, *, query: bool = False
+) -> Chain:
     """Build the operators of one chain, and check that each gets what it needs.
+
+    Args:
+        query: The run has a question in words.
 
     Raises:
         RecipeError: A wrong parameter, an operator of the other stream, or a need that nothing
             before it meets.
+        ModelError: A tower's configuration cannot be read.
     """
+    late = tower_index(steps)
+    made = _built(stream, steps if late is None else steps[:late], fill, set())
+    if late is not None:
+        have = {"features"}
+        tower = build(steps[late])
+        _check_needs(stream, steps[late].use, tower, have)
+        outline = tower.outline()
+        have |= {*outline.extras, *(("query",) if query and outline.text else ())}
+        made.late = _built(stream, steps[late:], fill, have)
+    return made
+
+
+def _built(stream: str, steps: tuple[StepSpec, ...], fill: bool, have: set[str]) -> Chain:
     made = Chain(steps=steps, fill=fill)
-    have: set[str] = set()
     for step in steps:
         operator, kind = build(step), registry.lookup(step.use).kind
         _check_needs(stream, step.use, operator, have)
@@ -162,12 +206,12 @@ def _check_needs(stream: str, name: str, operator: Any, have: set[str]) -> None:
 def _remedy(need: str) -> str:
     """What a need is, and what to do about it."""
     if need == "query":
-        return "a query takes an encoder with a text tower, or `tokpipe.reduce_tokens` from Python"
+        return "give --query TEXT and an --encoder with a text tower, such as open_clip:ViT-B-32"
     if need == "features":
-        return "features of a neural encoder; cells of the signal have a width of their own"
+        return "add --encoder: features of a neural encoder; cells of the signal keep their width"
     if need == "joint":
         return "sound and picture in one space, as an omni model projects them, in one TokenBatch"
     if need in EXTRAS:
-        return f"{EXTRAS[need]}; it takes a neural encoder, or `tokpipe.reduce_tokens` from Python"
+        return f"{EXTRAS[need]}; it takes an --encoder that gives it, or `tokpipe.reduce_tokens`"
     giver = {"score": "a scorer such as `temporal-drop`", "pixels": "`pixels`", "mel": "`mel`"}
     return f"put {giver.get(need, 'an encoder that gives it')} before it"

@@ -10,6 +10,8 @@ from typing import Any
 from tokpipe.errors import MediaNotFound
 
 _MIB = 1 << 20
+#: Files of a model's folder that its tokens depend on.
+_CHECKPOINT = frozenset((".json", ".safetensors", ".bin", ".pt", ".pth"))
 
 
 def canonical_json(value: Any) -> str:
@@ -59,3 +61,19 @@ def fingerprint(path: Path, *, full: bool = False) -> tuple[str, str, int]:
             f"cannot read `{path}`: {reason}", hint="check the path and its permissions"
         ) from error
     return f"sha256:{digest.hexdigest()}", "full" if full else "head-middle-tail", size
+
+
+def portable(value: str) -> str:
+    """A name of weights that means the same on every machine.
+
+    A file or folder becomes its base name and a fingerprint of what it holds (configurations and
+    checkpoints of a folder); any other text stays as it is.
+    """
+    path = Path(value) if value else None
+    if path is None or not path.exists():
+        return value
+    if path.is_file():
+        return f"{path.name}@{fingerprint(path)[0][:23]}"
+    files = [p for p in sorted(path.iterdir()) if p.suffix in _CHECKPOINT and p.is_file()]
+    found = chain(*([p.name, fingerprint(p)[0]] for p in files))
+    return f"{path.resolve().name}@sha256:{found[:16]}"

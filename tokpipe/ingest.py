@@ -36,11 +36,13 @@ class Ingested:
 
     Attributes:
         reused: It was there already.
+        key: Digest it is found by, None where it lives only as long as the run.
         seconds: Wall time of decoding (with sampling and resizing) and of encoding.
     """
 
     bank: Bank
     reused: bool
+    key: str | None
     seconds: dict[str, float]
 
 
@@ -59,13 +61,13 @@ def ingest(
     root = bank_root()
     key = bank_key(info, chains, strict)
     if keep and (bank := Bank.find(key, root)) is not None:
-        return Ingested(bank, True, {"decode": 0.0, "encode": 0.0})
+        return Ingested(bank, True, key, {"decode": 0.0, "encode": 0.0})
     writer = BankWriter(key if keep else None, root)
     with writer:
         run = _Run(path, info, chains, writer, strict, batch_size, progress)
         meta = run.fill(depth)
         bank = writer.commit(meta)
-    return Ingested(bank, False, run.seconds)
+    return Ingested(bank, False, key if keep else None, run.seconds)
 
 
 def bank_key(info: MediaInfo, chains: dict[str, Chain], strict: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tokpipe.budget import AUDIO_SHARE, Budget
 from tokpipe.chain import Chain, build_chain
@@ -14,7 +14,10 @@ from tokpipe.encode._clip import ClipCodec
 from tokpipe.errors import RecipeError
 from tokpipe.recipe import Recipe, load_recipe
 from tokpipe.spec import LAYOUTS, Layout
+from tokpipe.towers import Running
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Context = Literal["frame", "kept"]
 DEFAULT_BUDGET = "2048"
 DEFAULT_RECIPE = "auto"
 
@@ -29,6 +32,12 @@ class Options:
         pool: Most tokens a reducer of video scope sees at once.
         keep_bank: Leave decoded pictures and sound in the bank for the next run.
         strict: Fail at the first damage.
+        query: What the user asks, for rules that need it; takes an encoder with a text tower.
+        precision: What towers compute in: float32, bfloat16, float16; auto: float32 on the CPU,
+            else bfloat16. Features are stored in it.
+        context: ``frame`` encodes whole pictures, ``kept`` only their live tokens.
+        compiled: Run towers through ``torch.compile``.
+        encode_batch: Pictures of one forward pass of a tower, None: found by trying.
     """
 
     budget: Budget | None = None
@@ -45,6 +54,18 @@ class Options:
     device: str = "cpu"
     batch_size: int = 16
     prefetch: int = 2
+    query: str | None = None
+    precision: Precision = "auto"
+    context: Context = "frame"
+    compiled: bool = False
+    encode_batch: int | None = None
+
+    def running(self) -> Running:
+        """How towers run."""
+        return Running(
+            device=self.device, precision=self.precision, batch=self.encode_batch,
+            compiled=self.compiled, context=self.context,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -65,7 +86,11 @@ class Job:
         """Every option that changes the tokens."""
         o = self.options
         chains = {name: made.canonical for name, made in self.chains.items()}
+        late = {}
+        if any(made.late is not None for made in self.chains.values()):
+            late = {"query": o.query, "precision": o.running().dtype, "context": o.context}
         return {
+            **late,
             **chains, "seed": self.recipe.seed, "budget": str(self.budget) if self.budget else None,
             "layout": o.layout, "audio_share": o.audio_share,
             "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
@@ -89,14 +114,30 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     if not 0 <= options.audio_share <= 1:
         raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
     pick_device(options.device)
+    for option, value, allowed in (("precision", options.precision, get_args(Precision)),
+                                 ("context", options.context, get_args(Context))):  # fmt: skip
+        if value not in allowed:
+            raise RecipeError(f"unknown {option} `{value}`", hint=f"use one of: {', '.join(allowed)}")
     chains = {
-        stream: build_chain(stream, steps, made.fill) for stream, steps in made.chains.items()
+        stream: build_chain(stream, steps, made.fill, query=options.query is not None)
+        for stream, steps in made.chains.items()
     }
+    if options.query is not None and not _reads(chains):
+        raise RecipeError(
+            "--query needs an encoder with a text tower for the video",
+            hint="add --encoder, such as open_clip:ViT-B-32",
+        )
     budget = options.budget or made.budget
     if budget is None and not _limits_itself(chains):
         budget = Budget.parse(DEFAULT_BUDGET)
     check_layout(chains, options.layout, budgeted=budget is not None)
     return Job(made, options, chains, budget, name)
+
+
+def _reads(chains: dict[str, Chain]) -> bool:
+    """The chain of the pictures has a tower with a text tower beside it."""
+    late = chains["video"].late if "video" in chains else None
+    return late is not None and bool(late.encoder.outline().text)
 
 
 def with_budget(options: Options | None, budget: str | int | Budget | None) -> Options:
@@ -106,4 +147,5 @@ def with_budget(options: Options | None, budget: str | int | Budget | None) -> O
 
 
 def _limits_itself(chains: dict[str, Chain]) -> bool:
-    return any(made.removes(r) for made in chains.values() for r in made.reducers)
+    parts = [part for made in chains.values() for part in (made, made.late) if part is not None]
+    return any(part.removes(r) for part in parts for r in part.reducers)

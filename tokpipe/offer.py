@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokpipe.budget import WINDOW, Budget
 from tokpipe.cache.bank import Bank, bank_root
 from tokpipe.chain import Chain, counts_itself
-from tokpipe.decide import candidates, is_stream
+from tokpipe.decide import candidates, each_picture, is_stream
 from tokpipe.decode.scout import PacketScan, frames_of, scan_packets
 from tokpipe.ingest import bank_key
 from tokpipe.spec import MediaInfo
@@ -32,8 +32,9 @@ class Offer:
 
     Attributes:
         pts: float64 [T], seconds of the frames the sampler chooses.
-        cells: Cells of one frame.
-        sound: Sound cells, an upper bound unless ``exact_audio``.
+        cells: Tokens of one frame: cells, or those of a tower.
+        sound_cell: Seconds of one sound token.
+        sound: Sound tokens, an upper bound unless ``exact_audio``.
         end, least_end: Latest and earliest second the media may end.
         banked: The bank holds it all, so that every number is exact.
     """
@@ -46,6 +47,7 @@ class Offer:
     exact_video: bool
     exact_audio: bool
     banked: bool = False
+    sound_cell: float = SOUND_CELL
 
     @property
     def video(self) -> int:
@@ -63,8 +65,8 @@ class Offer:
         for start, stop in _windows(end, None if budget.form == "total" else WINDOW):
             inside = (self.pts >= start) & (self.pts < (math.inf if stop is None else stop))
             frames = int(inside.sum())
-            last = sound if stop is None else min(sound, round(stop / SOUND_CELL))
-            heard = last - min(sound, round(start / SOUND_CELL))
+            last = sound if stop is None else min(sound, round(stop / self.sound_cell))
+            heard = last - min(sound, round(start / self.sound_cell))
             supply = frames * self.cells + heard
             seen += supply
             if budget.form == "total":
@@ -85,6 +87,34 @@ def find_offer(
     path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep_bank: bool, strict: bool
 ) -> Offer:
     """Look into the bank, else at the packets with the recipe's own sampler."""
+    return _of_towers(_of_signal(path, info, chains, keep_bank, strict), info, chains)
+
+
+def _of_towers(offer: Offer, info: MediaInfo, chains: dict[str, Chain]) -> Offer:
+    """The offer in tokens of the chains' towers."""
+    video, audio = (chains[s].late if s in chains else None for s in ("video", "audio"))
+    if video is not None and len(offer.pts):
+        offer.cells = tower_tokens(chains["video"], info)
+    if audio is not None and offer.sound:
+        operator = audio.encoder
+        size = operator.chunk / operator.outline().rate
+        whole = len(operator.times(operator.chunk))
+        offer.sound = math.ceil(offer.sound * SOUND_CELL / size * whole)
+        offer.sound_cell, offer.exact_audio = size / whole, False
+    return offer
+
+
+def tower_tokens(chain: Chain, info: MediaInfo) -> int:
+    """Tokens of one picture that are not padding."""
+    grid, late = chain.encoder.grid(info), chain.late
+    assert late is not None  # noqa: S101 - asked only for chains with a tower
+    places = late.encoder.places(grid.height, grid.width)
+    return each_picture(places, (grid.rows, grid.cols))
+
+
+def _of_signal(
+    path: Path, info: MediaInfo, chains: dict[str, Chain], keep_bank: bool, strict: bool
+) -> Offer:
     bank = Bank.find(bank_key(info, chains, strict), bank_root()) if keep_bank else None
     if bank is not None:
         with closing(bank):

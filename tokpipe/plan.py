@@ -21,13 +21,15 @@ from tokpipe.device import peak_memory_mb
 from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
-from tokpipe.offer import SOUND_CELL, find_offer, keeps_all
+from tokpipe.offer import find_offer, keeps_all
 from tokpipe.recipe import Recipe
 from tokpipe.spec import StepSpec
 
 #: Mean bytes of a token in the file, measured over the sample media: pixels and descriptor with
 #: columns (video), mel with columns and Opus (audio), and header, digests and segments.
 _VIDEO_BYTES, _AUDIO_BYTES, _FILE_BYTES = 220, 900, 10_000
+#: The same of a feature's columns alone.
+_COLUMN_BYTES = 110
 #: MB a run takes at least above the imports, and pictures a decoder holds at once.
 _RUN_MB, _DECODER_PICTURES = 55.0, 20
 #: Bytes a candidate of the pool costs while a reducer looks at it.
@@ -145,7 +147,10 @@ class _Planner:
         made.steps = list(self._steps(made))
         made.pool = self._pool(made)
         likely = self._likely_split(made.tokens["total"])
-        made.bytes = _FILE_BYTES + likely[0] * _VIDEO_BYTES + likely[1] * _AUDIO_BYTES
+        made.bytes = _FILE_BYTES + sum(
+            count * self._row_bytes(stream)
+            for stream, count in zip(("video", "audio"), likely, strict=True)
+        )
         made.peak_memory_mb = round(self._memory(made), 1)
         made.warnings = [
             f"{code}: {text}" for code, text in (*self.info.warnings, *self._thin(likely))
@@ -157,7 +162,7 @@ class _Planner:
         offer, budget = self.offer, self.job.budget
         if budget is None:
             bound = {"video": offer.video, "audio": offer.sound, "total": offer.video + offer.sound}
-            keeps = {name: keeps_all(chain.reducers) for name, chain in self.chains.items()}
+            keeps = {name: keeps_all(rules_of(chain)) for name, chain in self.chains.items()}
             sure = {
                 "video": keeps.get("video", True) and offer.exact_video,
                 "audio": keeps.get("audio", True) and offer.exact_audio,
@@ -199,7 +204,7 @@ class _Planner:
         offer, layout = self.offer, self.job.options.layout
         if layout == "ragged" or not budget or "video" not in self.chains:
             return budget, offer.exact_video
-        _, tail = complete(self.chains["video"], budgeted=True)
+        _, tail = complete(last_part(self.chains["video"]), budgeted=True)
         final = tail[-1]
         if not hasattr(final, "settle"):
             whole = layout == "frames" and budget >= offer.cells
@@ -215,36 +220,42 @@ class _Planner:
 
     def _meets(self) -> bool:
         """No step before the last takes tokens away by itself, so the budget is met exactly."""
-        for name, chain in self.chains.items():
+        for name, whole in self.chains.items():
+            chain = last_part(whole)
             before = chain.reducers[: together(chain, chain.reducers)]
             if name == "video":
                 before, _ = complete(chain, budgeted=True)
             if not keeps_all(before) or any(chain.removes(r) for r in chain.reducers):
                 return False
+            # Before a tower, only the default scout lets enough survive for any budget.
+            if whole.late is not None and whole.reducers and not _scouts(whole):
+                return False
         return True
 
     def _steps(self, made: Plan) -> Iterator[PlannedStep]:
         for stream, chain in self.chains.items():
-            specs = [(step, registry.lookup(step.use).kind) for step in chain.steps]
-            last = len(specs) - 1
-            for i, (step, kind) in enumerate(specs):
-                yield self._step(made, stream, step, kind, final=i == last)
+            parts = [chain] if chain.late is None else [chain, chain.late]
+            for part in parts:
+                for i, step in enumerate(part.steps):
+                    final = part is parts[-1] and i == len(part.steps) - 1
+                    yield self._step(made, stream, part, step, final=final)
 
     def _step(
-        self, made: Plan, stream: str, step: StepSpec, kind: str, *, final: bool
+        self, made: Plan, stream: str, part: Chain, step: StepSpec, *, final: bool
     ) -> PlannedStep:
-        sure = made.candidates_exact[stream]
+        sure, kind = made.candidates_exact[stream], registry.lookup(step.use).kind
+        signal = part.late is not None
+        tokens: int | None
         if kind == "sampler":
             gives, tokens = "frames", made.frames
         elif kind == "encoder":
-            spec = self.chains[stream].encoder.out_spec(self.info, made.frames)
-            cells = f"{spec.grid[0]}x{spec.grid[1]}" if stream == "video" else "40 ms"
-            gives = f"{cells} cells, D {spec.dim} {spec.dtype}"
-            tokens = made.candidates[stream]
-        elif final and (made.budget is not None or not self._removes(stream, step)):
+            gives, tokens = self._encoded(made, stream, part)
+        elif signal:
+            gives, tokens, sure = "what survives", None, False
+        elif final and (made.budget is not None or not part.removes(_built(part, step))):
             gives, tokens, sure = "kept", made.tokens[stream], made.exact[stream]
         else:
-            operator = self._built(stream, step)
+            operator = _built(part, step)
             keeps = keeps_all([operator])
             gives = "scored" if keeps else "reduced"
             tokens, sure = made.candidates[stream], keeps and sure
@@ -258,19 +269,32 @@ class _Planner:
             exact=sure,
         )
 
-    def _built(self, stream: str, step: StepSpec) -> Any:
-        chain: Chain = self.chains[stream]
-        kinds = ("reducer", "projector")
-        reducers = [s for s in chain.steps if registry.lookup(s.use).kind in kinds]
-        return chain.reducers[reducers.index(step)]
+    def _encoded(self, made: Plan, stream: str, part: Chain) -> tuple[str, int]:
+        """What an encoder gives, and how many of it."""
+        encoder = part.encoder
+        if part.encoder is not self.chains[stream].encoder:
+            rate = "" if stream == "video" else f", {1 / self.offer.sound_cell:.4g} a second"
+            each = f"{self.offer.cells} tokens a picture, " if stream == "video" else "tokens, "
+            return f"{each}D {encoder.outline().dim}{rate}", made.candidates[stream]
+        spec = encoder.out_spec(self.info, made.frames)
+        cells = f"{spec.grid[0]}x{spec.grid[1]}" if stream == "video" else "40 ms"
+        whole = spec.tokens if part.late is not None else None
+        count = made.candidates[stream] if whole is None else whole
+        return f"{cells} cells, D {spec.dim} {spec.dtype}", count
 
-    def _removes(self, stream: str, step: StepSpec) -> bool:
-        return self.chains[stream].removes(self._built(stream, step))
+    def _row_bytes(self, stream: str) -> int:
+        """Bytes of one token in the file."""
+        late = self.chains[stream].late if stream in self.chains else None
+        if late is None:
+            return _VIDEO_BYTES if stream == "video" else _AUDIO_BYTES
+        outline = late.encoder.outline()
+        size = 4 if self.job.options.running().dtype == "float32" else 2
+        return int(_COLUMN_BYTES + outline.dim * (1 + outline.deepstack) * size)
 
     def _pool(self, made: Plan) -> int | None:
         if "video" not in self.chains or self.job.budget is None:
             return None
-        _, tail = complete(self.chains["video"], budgeted=True)
+        _, tail = complete(last_part(self.chains["video"]), budgeted=True)
         streams = is_stream(tail[-1]) and tail[-1].exact and len(tail) == 1
         if streams or all(r.scope == "frame" for r in tail):
             return None
@@ -309,11 +333,34 @@ class _Planner:
                 "thin-video",
                 f"{likely[0]} video tokens are less than one frame of {offer.cells} cells",
             )
-        seconds = offer.sound * SOUND_CELL
+        seconds = offer.sound * offer.sound_cell
         if offer.sound and likely[1] < THIN_AUDIO * seconds and likely[1] < offer.sound:
             text = f"{likely[1]} audio tokens for up to {seconds:.0f} s of sound"
             text += ": speech will not be intelligible; raise the budget or --audio-share"
             yield "thin-audio", text
+
+
+def last_part(chain: Chain) -> Chain:
+    """The part of a chain whose rules meet the budget."""
+    return chain.late or chain
+
+
+def rules_of(chain: Chain) -> list[Any]:
+    """All rules of a chain, before and after its tower."""
+    return [*chain.reducers, *(chain.late.reducers if chain.late is not None else ())]
+
+
+def _scouts(chain: Chain) -> bool:
+    """The rules before the tower only choose pictures or mark what is audible."""
+    return not any(chain.removes(rule) for rule in chain.reducers) and (
+        hasattr(chain.reducers[-1], "settle")
+        or all(getattr(r, "light", False) for r in chain.reducers)
+    )
+
+
+def _built(chain: Chain, step: StepSpec) -> Any:
+    """The operator of one of a chain's rules."""
+    return chain.reducers[chain.rules.index(step)]
 
 
 @cache

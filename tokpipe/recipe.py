@@ -3,7 +3,8 @@
 One line:  ``video: fps:fps=2.0 | pixels | temporal-drop; audio: mel; budget=2048``
 TOML:      ``[[video.step]]`` and ``[[audio.step]]`` tables with ``use`` and parameters.
 
-A chain is sampler* encoder reducer*. Parameters are numbers, strings, booleans and lists of them.
+A chain is sampler* encoder reducer*, and then, at will, a tower with weights and reducer* again.
+Parameters are numbers, strings, booleans and lists of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tokpipe import registry
+from tokpipe._recipe_order import check_order, with_head
 from tokpipe._recipe_text import INT_LIMIT, literal, parse_value, plain_value, split_at
 from tokpipe.budget import Budget
 from tokpipe.digest import canonical_json, sha256_text
@@ -24,7 +26,6 @@ from tokpipe.spec import MODALITIES, StepSpec
 FORMAT = 1
 _NAME = re.compile(r"[a-z][a-z0-9\-]*")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
-_STAGES = {"sampler": 0, "encoder": 1, "reducer": 2, "projector": 2}
 #: The preset whose sampler and encoder stand in where a chain names none.
 _DEFAULT = "auto"
 _SCORERS = {"video": "temporal-drop", "audio": "silence-gate"}
@@ -315,9 +316,10 @@ def _checked(chains: dict[str, Any], budget: Any, seed: Any, fill: Any, where: s
         raise RecipeError("seed must be a whole number from 0 to 2^63 - 1", where=where)
     if not isinstance(fill, bool):
         raise RecipeError("fill must be true or false", where=where)
-    chains = {stream: _with_head(stream, chain) for stream, chain in chains.items()}
     for stream, chain in chains.items():
-        _check_order(stream, chain, where)
+        default = load_recipe(_DEFAULT).chains[stream] if _headless(chain) else ()
+        chains[stream] = with_head(chain, default)
+        check_order(stream, chains[stream], where)
     with error_context(where):
         parsed = None if budget is None else Budget.parse(plain_value(budget, where))
     return Recipe(
@@ -329,31 +331,10 @@ def _checked(chains: dict[str, Any], budget: Any, seed: Any, fill: Any, where: s
     )
 
 
-def _with_head(stream: str, chain: tuple[StepSpec, ...]) -> tuple[StepSpec, ...]:
-    """The chain with the default encoder, and its sampler, where it names none."""
-    kinds = [registry.lookup(step.use).kind for step in chain]
-    if not chain or "encoder" in kinds:
-        return chain
-    head = [
-        step for step in load_recipe(_DEFAULT).chains[stream]
-        if registry.lookup(step.use).kind in ("sampler", "encoder")
-    ]  # fmt: skip
-    own = kinds.count("sampler")
-    return (*chain[:own], *(head[1:] if own and len(head) > 1 else head), *chain[own:])
-
-
-def _check_order(stream: str, chain: tuple[StepSpec, ...], where: str) -> None:
-    if not chain:
-        return
-    kinds = [registry.lookup(step.use).kind for step in chain]
-    for (left, a), (right, b) in zip(
-        zip(chain, kinds, strict=True), zip(chain[1:], kinds[1:], strict=True), strict=False
-    ):
-        if _STAGES[a] > _STAGES[b] or a == b == "encoder":
-            raise RecipeError(
-                f"`{right.use}` ({b}) cannot follow `{left.use}` ({a}) in the {stream} chain",
-                where=where, hint="the order is samplers, one encoder, reducers",
-            )  # fmt: skip
+def _headless(chain: tuple[StepSpec, ...]) -> bool:
+    """The chain names no encoder of the signal."""
+    found = [registry.lookup(step.use) for step in chain]
+    return bool(chain) and not any(e.kind == "encoder" and not e.feature for e in found)
 
 
 def build(step: StepSpec) -> Any:

@@ -31,6 +31,7 @@ _GROUPS: dict[str, Kind] = {
     "tokpipe.encoders": "encoder",
     "tokpipe.compressors": "reducer",
 }
+_FEATURE = re.compile(r'^    domain: ClassVar\[.*\] = "feature"$', re.M)
 _ALIASES = re.compile(r"^    aliases: ClassVar\[tuple\[str, \.\.\.\]\] = (\(.*?\))$", re.M | re.S)
 
 
@@ -44,6 +45,7 @@ class Entry:
         target: Module to import, or path of a preset.
         plugin: Distribution it comes from, None for our own.
         aliases: Other names of the same thing.
+        feature: An encoder with weights: its tokens are of the feature domain.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Entry:
     target: str
     plugin: str | None = None
     aliases: tuple[str, ...] = ()
+    feature: bool = False
 
 
 @cache
@@ -94,6 +97,7 @@ def _operators() -> list[Entry]:
                     if folder.startswith("compress") else folder_kind, _summary(text),
                     "tokpipe." + folder.replace("/", ".") + "." + path.stem,
                     aliases=ast.literal_eval(found[1]) if found else (),
+                    feature=_FEATURE.search(text) is not None,
                 )
             )  # fmt: skip
     return out

@@ -30,6 +30,7 @@ from tokpipe.errors import (
 )
 from tokpipe.ingest import Ingested, Progress, ingest
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
+from tokpipe.late_bank import BankFeatures, cache_dtype, describe_tower
 from tokpipe.recipe import Recipe
 from tokpipe.spec import SERIOUS, MediaInfo
 
@@ -118,6 +119,7 @@ class _Item:
         )
         self.record.budget = str(job.budget) if job.budget else None
         self.speech: list[list[float]] = []
+        self.kept_frames = 0
         self.cpu, self.began = _cpu_seconds(), time.perf_counter()
 
     def run(self) -> RunRecord:
@@ -180,19 +182,11 @@ class _Item:
 
     def _compress(self, info: MediaInfo, chains: dict[str, Chain], found: Ingested) -> None:
         o, record, bank = self.job.options, self.record, found.bank
-        began = time.perf_counter()
         if sum(candidates(bank)) == 0:
             raise UnsupportedMedia(
                 f"`{self.path.name}` holds nothing to compress",
                 hint="check that it plays elsewhere",
             )
-        demand = Demand(
-            budget=self.job.budget,
-            layout=o.layout,
-            share=Fraction(str(o.audio_share)),
-            pool=o.pool,
-            device=o.device,
-        )
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -201,22 +195,47 @@ class _Item:
                 hint="name another output with -o",
             ) from error
         sweep_stale(self.target.parent)
-        with CacheWriter(self.target, force=o.force) as writer:
-            assembler = Assembler(bank, writer, o.audio_codec)
+        with BankFeatures(bank, found.key, chains, o.running(), o.query) as late:
+            demand = Demand(
+                budget=self.job.budget, layout=o.layout, share=Fraction(str(o.audio_share)),
+                pool=o.pool, device=o.device, features=late.found, query=late.query,
+            )  # fmt: skip
+            record.candidates = sum(candidates(bank, late.found))
+            self._write(info, chains, found, demand)
+            encoded = late.encoded
+            if "video" not in late.found and not found.reused:
+                encoded = bank.meta["steps"]
+            record.seconds["compress"] -= late.seconds
+        record.frames = {
+            "decoded": 0 if found.reused else bank.meta["decoded"], "sampled": bank.meta["steps"],
+            "encoded": encoded, "kept": self.kept_frames,
+        }  # fmt: skip
+        record.reused = ["decode"] if found.reused else []
+        record.reused += ["encode"] if found.reused and not encoded else []
+        record.seconds |= {**found.seconds, "encode": found.seconds["encode"] + late.seconds}
+        record.encoder = {name: (made.late or made).encoder_name for name, made in chains.items()}
+        record.bytes = self.target.stat().st_size
+
+    def _write(
+        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, demand: Demand
+    ) -> None:
+        o, record, bank = self.job.options, self.record, found.bank
+        began = time.perf_counter()
+        dtypes = {name: cache_dtype(made, o) for name, made in chains.items()}
+        with CacheWriter(self.target, force=o.force, dtype=dtypes) as writer:
+            features = set(demand.features)
+            assembler = Assembler(bank, writer, o.audio_codec, features=features)
             pooled: list[tuple[int, int]] = []
             for kept in decide(bank, chains, demand):
                 assembler.add(kept)
                 if kept.pooled is not None:
                     pooled.append((kept.pooled, kept.source))
                 if self.progress is not None:
-                    self.progress(
-                        "compress",
-                        float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0,
-                        info.duration,
-                    )
+                    at = float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0
+                    self.progress("compress", at, info.duration)
             record.seconds["compress"] = time.perf_counter() - began
             done = assembler.done
-            record.candidates = sum(candidates(bank))
+            self.kept_frames = done.frames
             record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}
             if not record.tokens["total"]:
                 limit = f" within a budget of {self.job.budget}" if self.job.budget else ""
@@ -227,29 +246,27 @@ class _Item:
             self.speech = _speech(found, chains, o.device)
             self._warn(info, found, done.tokens, pooled)
             began = time.perf_counter()
-            assembler.finish(self._metadata(info, chains, found))
+            assembler.finish(self._metadata(info, chains, found, demand))
             record.seconds["write"] = time.perf_counter() - began
-        record.frames = {
-            "decoded": 0 if found.reused else bank.meta["decoded"], "sampled": bank.meta["steps"],
-            "encoded": 0 if found.reused else bank.meta["steps"], "kept": done.frames,
-        }  # fmt: skip
-        record.reused = ["decode", "encode"] if found.reused else []
-        record.seconds |= found.seconds
-        record.encoder = {name: made.encoder_name for name, made in chains.items()}
-        record.bytes = self.target.stat().st_size
 
     def _metadata(
-        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested
+        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, demand: Demand
     ) -> dict[str, Any]:
         used = {s for s in ("video", "audio") if self.record.tokens[s]}
         kept = {name: made for name, made in chains.items() if name in used}
         method = "full" if self.job.options.full_hash else "head-middle-tail"
+        towers = {
+            f"tokpipe.encoder.{name}": describe_tower(name, made.late, demand.features[name])
+            for name, made in kept.items()
+            if made.late is not None
+        }
         return {
-            "tokpipe.domain": "signal", "tokpipe.layout": self.job.options.layout,
+            "tokpipe.domain": "feature" if towers else "signal",
+            "tokpipe.layout": self.job.options.layout,
             "tokpipe.source": describe_media(info, method),
             "tokpipe.speech": self.speech,
             "tokpipe.recipe": self.job.settings(), "tokpipe.recipe_sha256": self.job.digest(),
-            **describe_run(info, found.bank, kept, self.record.warnings),
+            **describe_run(info, found.bank, kept, self.record.warnings), **towers,
         }  # fmt: skip
 
     def _warn(

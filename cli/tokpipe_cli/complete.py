@@ -13,6 +13,20 @@ def recipe_names(incomplete: str) -> list[tuple[str, str]]:
     return _names(incomplete, rules_only=True)
 
 
+def encoder_names(incomplete: str) -> list[tuple[str, str]]:
+    """Cards and families of encoders with weights that begin so."""
+    from tokpipe import registry
+    from tokpipe.encoder_choice import card_names, read_card
+
+    found = [(name, str(read_card(name)["about"])) for name in card_names()]
+    found += [
+        (f"{entry.name.replace('-', '_')}:", entry.summary)
+        for entry in registry.entries().values()
+        if entry.feature
+    ]
+    return [(name, about) for name, about in found if name.startswith(incomplete)]
+
+
 def _names(incomplete: str, *, rules_only: bool) -> list[tuple[str, str]]:
     from tokpipe import registry
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tokpipe_cli.complete import operator_names, recipe_names
+from tokpipe_cli.complete import encoder_names, operator_names, recipe_names
 
 _INPUT, _BUDGET, _RECIPE, _OUTPUT, _RUN = "Input", "Budget", "Recipe", "Output", "Run"
+_ENCODER = "Encoder"
 
 Inputs = Annotated[
     list[Path], typer.Argument(help="Video or audio files, or folders of them.", metavar="INPUT")
@@ -101,6 +102,70 @@ Fps = Annotated[
     typer.Option(
         metavar="FPS", rich_help_panel=_RECIPE, show_default="the recipe's, 2",
         help="Frames looked at a second.",
+    ),
+]  # fmt: skip
+
+Encoder = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoder", "-e", metavar="ENCODER", rich_help_panel=_ENCODER, show_default="none",
+        autocompletion=encoder_names,
+        help="A neural encoder, FAMILY:NAME[@REV] such as open_clip:ViT-B-32, or a card; one for "
+        "the pictures, one for the sound.",
+    ),
+]  # fmt: skip
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH", rich_help_panel=_ENCODER, show_default="the model's own",
+        help="Local checkpoint or folder of each --encoder, in the same order.",
+    ),
+]  # fmt: skip
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIT", rich_help_panel=_ENCODER, show_default="pad",
+        help="How a picture enters a tower of fixed size: pad, squash or crop.",
+    ),
+]  # fmt: skip
+Stage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STAGE", rich_help_panel=_ENCODER, show_default="pre_projector",
+        help="Tokens before or after the projector: pre_projector or post_projector.",
+    ),
+]  # fmt: skip
+QueryText = Annotated[
+    str | None,
+    typer.Option(
+        "--query", metavar="TEXT", rich_help_panel=_ENCODER,
+        help="What the tokens should answer, for recipes that need it; takes a text tower.",
+    ),
+]  # fmt: skip
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE", rich_help_panel=_ENCODER,
+        help="What towers compute in: float32, bfloat16, float16, or auto: float32 on the CPU, "
+        "else bfloat16.",
+    ),
+]  # fmt: skip
+Context = Annotated[
+    str,
+    typer.Option(
+        metavar="CONTEXT", rich_help_panel=_ENCODER,
+        help="What a tower sees: frame (whole pictures) or kept (only what was kept of them).",
+    ),
+]  # fmt: skip
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Run towers through torch.compile.", rich_help_panel=_ENCODER),
+]
+EncodeBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="PICTURES", rich_help_panel=_ENCODER, show_default="found by trying",
+        help="Pictures of one forward pass.",
     ),
 ]  # fmt: skip
 

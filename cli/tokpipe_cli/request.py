@@ -51,9 +51,51 @@ class Request:
         return job
 
 
+@dataclass(frozen=True, slots=True)
+class Towers:
+    """What ``--encoder`` and its companions say.
+
+    Attributes:
+        encoders: One text each.
+        weights: Paths in the same order, fewer or none.
+        fit, stage: Parameters of every encoder that has them; None is the encoder's own.
+    """
+
+    encoders: list[str]
+    weights: list[str]
+    fit: str | None = None
+    stage: str | None = None
+
+    def steps(self) -> list[StepSpec]:
+        """A step each.
+
+        Raises:
+            UsageProblem: Weights without an encoder.
+        """
+        from tokpipe.encoder_choice import encoder_step
+
+        if len(self.weights) > len(self.encoders):
+            raise UsageProblem(
+                "--weights without an --encoder of its own", hint="give them in the same order"
+            )
+        if not self.encoders and (self.fit or self.stage):
+            raise UsageProblem("--fit and --stage belong to an --encoder", hint="add --encoder")
+        paths = [*self.weights, *[None] * (len(self.encoders) - len(self.weights))]
+        made = [
+            encoder_step(text, weights=path, fit=self.fit, stage=self.stage)
+            for text, path in zip(self.encoders, paths, strict=True)
+        ]
+        for option, value in (("fit", self.fit), ("stage", self.stage)):
+            if value is not None and not any(option in step.params for step in made):
+                raise UsageProblem(
+                    f"no encoder given has a {option}", hint=f"leave out --{option}"
+                )
+        return made
+
+
 def make_request(
-    recipe: str, *, budget: str | None = None, ratio: float | None = None,
-    threshold: float | None = None, cells: int | None = None,
+    recipe: str, *, towers: Towers | None = None, budget: str | None = None,
+    ratio: float | None = None, threshold: float | None = None, cells: int | None = None,
     fps: float | None = None, **options: Any,
 ) -> Request:  # fmt: skip
     """Read recipe and budget and apply ``--cells``, ``--fps`` and ``--threshold``.
@@ -62,6 +104,7 @@ def make_request(
         UsageProblem: Options that exclude each other, or that the recipe has no place for.
         TokpipeError: The recipe or the budget cannot be read.
     """
+    from tokpipe.encoder_choice import with_encoders
     from tokpipe.recipe import load_recipe
     from tokpipe.run import Options
 
@@ -74,6 +117,8 @@ def make_request(
     if threshold is not None:
         # What the user says holds, also in a preset that otherwise fills the budget.
         made = _with_threshold(replace(made.with_budget(None), fill=False), float(threshold))
+    if towers is not None and (steps := towers.steps()):
+        made = with_encoders(made, steps)
     if options.get("audio_codec", "opus") not in ("opus", "flac"):
         raise UsageProblem(
             f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac"

@@ -14,6 +14,7 @@ from tokpipe.budget import Budget, Supply
 from tokpipe.cache.bank import Bank
 from tokpipe.chain import Chain
 from tokpipe.decide import AudioSide, Demand, Kept, decide
+from tokpipe.decide._feed import CellFeed
 from tokpipe.decide._video import VideoSide
 from tokpipe.errors import BudgetError
 from tokpipe.spec import KIND_POOLED, Layout
@@ -191,7 +192,8 @@ def supplies(entry: Entry) -> tuple[Supply, Supply]:
     chains = entry.chains("auto")
     video, audio = Supply(), Supply()
     if "video" in chains:
-        side = VideoSide(entry.bank, chains["video"], limit=10**6, pool=None, device="cpu")
+        feed = CellFeed(entry.bank)
+        side = VideoSide(feed, chains["video"], limit=10**6, pool=None, device="cpu")
         side.window(0.0, None)
         video = side.supply
     if "audio" in chains:

@@ -66,7 +66,7 @@ class BankWriter:
             sweep(root)
             self.path = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", dir=root))
         except OSError as error:
-            raise _cannot_write(root, error) from error
+            raise cannot_write(root, error) from error
         self._files: dict[str, IO[bytes]] = {}
         self._sums: dict[str, int] = {}
         self._offset = 0
@@ -96,7 +96,7 @@ class BankWriter:
             self._files[name].write(raw)
             self._sums[name] = zlib.crc32(raw, self._sums.get(name, 0))
         except OSError as error:
-            raise _cannot_write(self.root, error) from error
+            raise cannot_write(self.root, error) from error
 
     def picture(
         self, rgb: NDArray[np.uint8], pts: float, duration: float, index: int, cut: float
@@ -127,14 +127,14 @@ class BankWriter:
             # Opened before it moves: nobody can take it away from us any more.
             bank = Bank(self.path)
         except OSError as error:
-            raise _cannot_write(self.root, error) from error
+            raise cannot_write(self.root, error) from error
         if self.key is not None:
             try:
                 self._publish(self.root / self.key)
                 trim(self.root, keep=self.key)
             except OSError as error:
                 bank.close()
-                raise _cannot_write(self.root, error) from error
+                raise cannot_write(self.root, error) from error
         return bank
 
     def _publish(self, target: Path) -> None:
@@ -181,7 +181,7 @@ class Bank:
         self.path = path
         self._files: dict[str, IO[bytes]] = {}
         try:
-            self.meta = _described(path / "entry.json")
+            self.meta = described(path / "entry.json")
             for name, (size, checksum) in self.meta["files"].items():
                 self._files[name] = (path / name).open("rb")
                 if self._size(name) != size:
@@ -244,7 +244,8 @@ class Bank:
                 yield i, np.asarray(image.convert("RGB"))
 
 
-def _described(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """What an ``entry.json`` says; raises ValueError where it is not whole."""
     meta = json.loads(path.read_text(encoding="utf-8"))
     digest = meta.pop("digest", None) if isinstance(meta, dict) else None
     if digest is None or digest != chain(meta):
@@ -297,7 +298,8 @@ def trim(root: Path, *, keep: str = "", capacity: int = CAPACITY) -> int:
     return removed
 
 
-def _cannot_write(root: Path, error: OSError) -> ResourceError:
+def cannot_write(root: Path, error: OSError) -> ResourceError:
+    """The error of a bank that takes no more."""
     return ResourceError(
         f"cannot write the bank in `{root}`: {error.strerror or error}",
         hint="free space there, or set TOKPIPE_CACHE_DIR to another folder",

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from tokpipe.decide._audio import CHUNK, AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
+from tokpipe.decide._feed import BLOCK
+from tokpipe.decide._late_video import each_picture
 from tokpipe.decide._stream import is_stream, together
-from tokpipe.decide._video import BLOCK, POOL, complete
+from tokpipe.decide._video import POOL, complete
 
 __all__ = [
     "BLOCK",
@@ -23,6 +25,7 @@ __all__ = [
     "check_layout",
     "complete",
     "decide",
+    "each_picture",
     "is_stream",
     "together",
 ]

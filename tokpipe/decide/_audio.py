@@ -159,6 +159,13 @@ class AudioSide:
         if begin is not None and end is not None:
             yield begin, end
 
+    def heard(self) -> torch.Tensor:
+        """Cells bool [cells] of these stretches."""
+        mask = torch.zeros(int(self.bank.meta["cells"]), dtype=torch.bool)
+        for start, stop in self.spans():
+            mask[round(start / _CELL) : round(stop / _CELL)] = True
+        return mask
+
 
 def _runs(heard: torch.Tensor, pts: torch.Tensor) -> Iterator[tuple[float, float]]:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], heard.numpy().astype(np.int8), [0]])))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -12,10 +14,16 @@ from tokpipe.budget import AUDIO_SHARE, WINDOW, Budget, Supply, split_modalities
 from tokpipe.cache.bank import Bank
 from tokpipe.chain import Chain
 from tokpipe.decide._audio import AudioSide
+from tokpipe.decide._feed import CellFeed
+from tokpipe.decide._late_audio import LateAudio
+from tokpipe.decide._late_video import LateVideo, each_picture
 from tokpipe.decide._video import VideoSide, complete
 from tokpipe.errors import BudgetError, RecipeError
 from tokpipe.spec import Layout
-from tokpipe.tensors import TokenBatch
+from tokpipe.tensors import Query, TokenBatch
+from tokpipe.towers import PictureFeatures, SoundFeatures
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -44,6 +52,9 @@ class Demand:
         budget: None leaves the count to the rules' own thresholds.
         share: Part of one total that goes to audio first.
         pool: Most tokens a reducer of video scope sees at once; None: max(16 N, 16384).
+        features: What towers make of pictures (``video``) and of sound (``audio``), where the
+            chains have towers.
+        query: What the user asks, for rules that need it.
     """
 
     budget: Budget | None
@@ -51,19 +62,27 @@ class Demand:
     share: Fraction = AUDIO_SHARE
     pool: int | None = None
     device: str = "cpu"
+    features: Mapping[str, Any] = field(default_factory=dict)
+    query: Query | None = None
 
 
-def candidates(bank: Bank) -> tuple[int, int]:
-    """Candidate tokens (video, audio) of an entry."""
+def candidates(bank: Bank, features: Mapping[str, Any] = _NONE) -> tuple[int, int]:
+    """Candidate tokens (video, audio) of an entry: of its towers, else cells of the signal."""
     rows, cols = bank.meta["grid"][:2] if bank.meta["grid"] else (0, 0)
-    return bank.num_frames * rows * cols, int(bank.meta["cells"])
+    video, audio = bank.num_frames * rows * cols, int(bank.meta["cells"])
+    pictures, sounds = features.get("video"), features.get("audio")
+    if pictures is not None and video:
+        video = bank.num_frames * each_picture(pictures.places, (rows, cols))
+    if sounds is not None and audio:
+        audio = sum(len(sounds.times(chunk)) for chunk in range(sounds.chunks))
+    return video, audio
 
 
 def check_layout(chains: dict[str, Chain], layout: Layout, *, budgeted: bool = True) -> None:
     """Raise RecipeError when the video chain cannot give this layout."""
     if "video" not in chains or layout == "ragged":
         return
-    _, tail = complete(chains["video"], budgeted=budgeted)
+    _, tail = complete(chains["video"].late or chains["video"], budgeted=budgeted)
     offered = tuple(tail[-1].layouts) if tail else ("ragged",)
     if layout not in offered:
         raise RecipeError(
@@ -111,25 +130,43 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
 
 def _sides(
     bank: Bank, chains: dict[str, Chain], demand: Demand
-) -> tuple[VideoSide | None, AudioSide | None]:
-    video: VideoSide | None = None
-    audio: AudioSide | None = None
+) -> tuple[VideoSide | LateVideo | None, AudioSide | LateAudio | None]:
+    video = audio = None
     if "video" in chains and bank.num_frames:
-        limit = None
-        if demand.budget is not None:
-            limit = sum(candidates(bank))
-            if demand.budget.form == "total":
-                limit = min(limit, int(demand.budget.amount))
-            elif demand.budget.form == "split":
-                limit = min(limit, demand.budget.video or 0)
-        video = VideoSide(
-            bank, chains["video"], limit=limit, pool=demand.pool, device=demand.device
-        )
+        video = _video_side(bank, chains, demand)
     if "audio" in chains and bank.meta["cells"]:
-        audio = AudioSide(
-            bank, chains["audio"], budgeted=demand.budget is not None, device=demand.device
-        )
+        audio = _audio_side(bank, chains["audio"], demand)
     return video, audio
+
+
+def _video_side(bank: Bank, chains: dict[str, Chain], demand: Demand) -> VideoSide | LateVideo:
+    chain, budget, late = chains["video"], demand.budget, demand.features
+    if chain.late is not None and isinstance(found := late["video"], PictureFeatures):
+        return LateVideo(
+            bank=bank, chain=chain, features=found, budgeted=budget is not None,
+            pool=demand.pool, device=demand.device, query=demand.query,
+        )  # fmt: skip
+    limit = None
+    if budget is not None:
+        limit = sum(candidates(bank, late))
+        if budget.form == "total":
+            limit = min(limit, int(budget.amount))
+        elif budget.form == "split":
+            limit = min(limit, budget.video or 0)
+    return VideoSide(CellFeed(bank), chain, limit=limit, pool=demand.pool, device=demand.device)
+
+
+def _audio_side(bank: Bank, chain: Chain, demand: Demand) -> AudioSide | LateAudio:
+    budgeted = demand.budget is not None
+    side = AudioSide(bank, chain, budgeted=budgeted, device=demand.device)
+    found = demand.features.get("audio")
+    if chain.late is None or not isinstance(found, SoundFeatures):
+        return side
+    heard = side.heard() if chain.reducers else None
+    return LateAudio(
+        chain=chain, features=found, device=demand.device, heard=heard, query=demand.query,
+        only_heard=any(chain.removes(rule) for rule in chain.reducers),
+    )  # fmt: skip
 
 
 def _windows(bank: Bank, width: float | None) -> Iterator[tuple[float, float | None]]:
@@ -150,7 +187,10 @@ class _Purse:
         self.spent = 0
 
     def split(
-        self, stop: float | None, video: VideoSide | None, audio: AudioSide | None
+        self,
+        stop: float | None,
+        video: VideoSide | LateVideo | None,
+        audio: AudioSide | LateAudio | None,
     ) -> tuple[int | None, int | None, int | None]:
         """Tokens for (video, audio) in this window, and the most a frame may keep."""
         budget = self.demand.budget

@@ -1,4 +1,4 @@
-"""The video side: candidates stream from the bank, the last reducer meets its part."""
+"""The video side: candidates stream from a feed, the last reducer meets its part."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokpipe import registry
 from tokpipe.budget import Supply
-from tokpipe.cache.bank import Bank
 from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import fit_chain, own_count
+from tokpipe.decide._feed import Feed
 from tokpipe.decide._stream import (
     by_frame,
     is_stream,
@@ -20,17 +21,16 @@ from tokpipe.decide._stream import (
     through_stream,
     together,
 )
-from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.frames import allocate_frames
 from tokpipe.recipe import build
 from tokpipe.spec import Layout, StepSpec
-from tokpipe.tensors import TokenBatch
+from tokpipe.tensors import Query, TokenBatch
 
-#: Frames of one block: fixed, so that results depend on nothing else.
-BLOCK = 64
 #: Tokens a reducer of video scope sees at least, and without a budget.
 POOL, UNBOUNDED = 16384, 1 << 18
 _SCORER, _SELECTOR = "temporal-drop", "anchor-updates"
+#: What a chain of features gets that names no rule: the tokens that lie farthest apart.
+_DIVERSE = StepSpec(use="max-min", params={"scope": "video"})
 
 
 class VideoSide:
@@ -45,16 +45,14 @@ class VideoSide:
     """
 
     def __init__(
-        self, bank: Bank, chain: Chain, *, limit: int | None, pool: int | None, device: str
-    ) -> None:
+        self, feed: Feed, chain: Chain, *, limit: int | None, pool: int | None, device: str,
+        query: Query | None = None,
+    ) -> None:  # fmt: skip
         """``limit`` is the most rows ever wanted of one window (None: no budget at all)."""
-        self.bank, self.limit, self.pool, self.device = bank, limit, pool, device
-        self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
-        self.cells = self.grid[0] * self.grid[1]
-        self.chain = chain
+        self.feed, self.limit, self.pool, self.device = feed, limit, pool, device
+        self.chain, self.query = chain, query
         self.scorers, self.tail = complete(chain, budgeted=limit is not None)
         self.final: Any = self.tail[-1] if self.tail else None
-        self.pts = bank.frames()["pts"].copy()
         self.supply, self.frames, self.source, self.settled = Supply(), 0, 0, 0
         self.pooled: int | None = None
         self.first = self.last = 0
@@ -63,13 +61,16 @@ class VideoSide:
 
     def window(self, start: float, stop: float | None) -> None:
         """Look at the frames with ``start`` <= pts < ``stop`` and count what they offer."""
-        self.first = int(np.searchsorted(self.pts, start)) if start > 0 else 0
-        self.last = len(self.pts) if stop is None else int(np.searchsorted(self.pts, stop))
+        self.look(*frame_range(self.feed, start, stop))
+
+    def look(self, first: int, last: int) -> None:
+        """Count what the frames ``first:last`` offer."""
+        self.first, self.last = first, last
         self.frames, self._made, self.pooled = self.last - self.first, None, None
-        self.source = total = self.frames * self.cells
+        self.source = total = self.feed.count(self.first, self.last)
         if hasattr(self.final, "settle"):
             limit = total if self.limit is None else min(total, self.limit)
-            self._state = self.final.begin(limit, *self.grid)
+            self._state = self.final.begin(limit, *self.feed.grid)
             for block in self._scored():
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
@@ -85,7 +86,8 @@ class VideoSide:
             budget = self.supply.total if budget is None else budget
             self.final.settle(self._state, budget, layout, each)
             pieces, chosen = len(self._state.pieces), len(self._state.chosen)
-            self.settled = chosen // self.cells * pieces if pieces else chosen
+            cells = self.feed.grid[0] * self.feed.grid[1]
+            self.settled = chosen // cells * pieces if pieces else chosen
             return
         self._made = self._generic(budget, layout, each)
         self.settled = len(self._made)
@@ -109,34 +111,11 @@ class VideoSide:
         return through_all(self._blocks(self.first, self.last), self.scorers)
 
     def _blocks(self, first: int, last: int) -> Iterator[TokenBatch]:
-        for a in range(first, last, BLOCK):
-            yield self._tokens(a, min(a + BLOCK, last))
-
-    def _tokens(self, a: int, b: int) -> TokenBatch:
-        """Source tokens of sampled frames ``a:b``; each stands until the next sampled frame."""
-        records = self.bank.frames(a, min(b + 1, self.bank.num_frames))
-        start = records["pts"][: b - a]
-        stop = (
-            np.append(records["pts"][1:], self._end(records))
-            if b == self.bank.num_frames
-            else records["pts"][1:]
-        )
-        data = self.bank.rows("descriptors", a * self.cells, b * self.cells, np.dtype("<f2"), DIM)
-        return cell_tokens(
-            torch.from_numpy(data.copy()), torch.from_numpy(start.copy()),
-            torch.from_numpy(np.maximum(stop, start)),
-            torch.from_numpy(records["index"][: b - a].copy()),
-            torch.arange(a, b, dtype=torch.int32), *self.grid,
-        )  # fmt: skip
-
-    def _end(self, records: Any) -> float:
-        return max(
-            float(records["pts"][-1] + records["duration"][-1]), float(self.bank.meta["video_end"])
-        )
+        for a in range(first, last, self.feed.block):
+            yield self.feed.tokens(a, min(a + self.feed.block, last))
 
     def _empty(self) -> TokenBatch:
-        none = torch.zeros(0, dtype=torch.float64)
-        return TokenBatch.build(torch.zeros(0, DIM, dtype=torch.float16), none)
+        return self.feed.empty()
 
     def _generic(self, budget: int | None, layout: Layout, each: int | None) -> TokenBatch:
         """Reducers that see a frame, or the pool, at once."""
@@ -172,10 +151,11 @@ class VideoSide:
     def _fit(self, tokens: TokenBatch, budget: int | None, *, exact: bool) -> TokenBatch:
         placed = tokens.to(self.device)
         if budget is None:
-            return placed.reduce(own_count(self.tail, placed, None)).to("cpu")
+            return placed.reduce(own_count(self.tail, placed, None, self.query)).to("cpu")
         # What a rule was told to remove stays out; the budget only bounds the rest.
         told = [self.chain.removes(r) for r in self.tail]
-        return placed.reduce(fit_chain(self.tail, placed, budget, exact=exact, told=told)).to("cpu")
+        made = fit_chain(self.tail, placed, budget, self.query, exact=exact, told=told)
+        return placed.reduce(made).to("cpu")
 
     def _gather(self, budget: int | None) -> TokenBatch:
         """The pool: every candidate, or as many as it holds.
@@ -209,6 +189,12 @@ class VideoSide:
         return pool
 
 
+def frame_range(feed: Feed, start: float, stop: float | None) -> tuple[int, int]:
+    """Frames [first, last) with ``start`` <= pts < ``stop`` (None: to the end)."""
+    first = int(np.searchsorted(feed.pts, start)) if start > 0 else 0
+    return first, len(feed.pts) if stop is None else int(np.searchsorted(feed.pts, stop))
+
+
 def _equal_frames(caps: list[int], budget: int) -> list[int]:
     """The same part for every frame; below one each, one for frames at the middles of spans."""
     count = min(len(caps), budget)
@@ -235,6 +221,8 @@ def complete(chain: Chain, *, budgeted: bool) -> tuple[list[Any], list[Any]]:
         return reducers, [build(StepSpec(use="uniform-tokens"))]
     if any(chain.removes(r) for r in reducers):
         return reducers, [build(StepSpec(use="top-k"))]
+    if registry.lookup(chain.encoder_name).feature:
+        return reducers, [build(_DIVERSE)]
     head = reducers or [build(StepSpec(use=_SCORER))]
     return head, [build(StepSpec(use=_SELECTOR))]
 

@@ -42,6 +42,15 @@ def compress(
     recipe: o.RecipeText = "auto",
     cells: o.Cells = None,
     fps: o.Fps = None,
+    encoder: o.Encoder = None,
+    weights: o.Weights = None,
+    fit: o.Fit = None,
+    stage: o.Stage = None,
+    query: o.QueryText = None,
+    precision: o.Precision = "auto",
+    context: o.Context = "frame",
+    compile_: o.Compile = False,
+    encode_batch: o.EncodeBatch = None,
     output: o.Output = None,
     audio_codec: o.AudioCodec = "opus",
     force: o.Force = False,
@@ -61,7 +70,7 @@ def compress(
     """Compress media files to token caches of at most so many tokens with times and places."""
     from tokpipe.batch import expand
     from tokpipe_cli.commands.plan import run_plan
-    from tokpipe_cli.request import check_early, check_inputs, make_request
+    from tokpipe_cli.request import Towers, check_early, check_inputs, make_request
 
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     check_early(recipe, budget=budget, ratio=ratio, threshold=threshold)
@@ -69,6 +78,9 @@ def compress(
     check_inputs(manifest)
     request = make_request(
         recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
+        towers=Towers(encoder or [], weights or [], fit=fit, stage=stage),
+        query=query, precision=precision, context=context,
+        compiled=compile_, encode_batch=encode_batch,
         layout=layout, audio_share=audio_share, audio_codec=audio_codec, pool=pool,
         video_stream=video_stream, audio_stream=audio_stream, strict=strict, full_hash=full_hash,
         keep_bank=not no_bank, force=force, device=device, batch_size=batch_size, prefetch=prefetch,

@@ -38,6 +38,13 @@ def plan(
     recipe: o.RecipeText = "auto",
     cells: o.Cells = None,
     fps: o.Fps = None,
+    encoder: o.Encoder = None,
+    weights: o.Weights = None,
+    fit: o.Fit = None,
+    stage: o.Stage = None,
+    query: o.QueryText = None,
+    precision: o.Precision = "auto",
+    context: o.Context = "frame",
     no_bank: o.NoBank = False,
     device: o.Device = "cpu",
     pool: o.Pool = None,
@@ -50,10 +57,12 @@ def plan(
     A count is exact, or an upper bound marked with "at most".
     """
     from tokpipe.batch import expand
-    from tokpipe_cli.request import make_request
+    from tokpipe_cli.request import Towers, make_request
 
     request = make_request(
         recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
+        towers=Towers(encoder or [], weights or [], fit=fit, stage=stage),
+        query=query, precision=precision, context=context,
         layout=layout, audio_share=audio_share, pool=pool, video_stream=video_stream,
         audio_stream=audio_stream, strict=strict, full_hash=full_hash, keep_bank=not no_bank,
         device=device,

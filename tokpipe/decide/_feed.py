@@ -1,0 +1,131 @@
+"""Where the video side gets its candidates: cells of the bank, or live tokens of a tower."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokpipe.cache.bank import Bank
+from tokpipe.encode.pixels import DIM, cell_tokens
+from tokpipe.late import Coverage, Survivors
+from tokpipe.tensors import TokenBatch
+from tokpipe.towers import PictureFeatures
+
+#: Frames of one block of cells: fixed, so that results depend on nothing else.
+BLOCK = 64
+#: The same for towers, in tokens: their rows are wide.
+_BLOCK_TOKENS = 8192
+
+
+class Feed(Protocol):
+    """Candidates frame by frame.
+
+    Attributes:
+        pts: float64 [T], seconds of the frames.
+        grid: Rows and columns of a frame's tokens.
+        block: Frames read together.
+    """
+
+    pts: NDArray[np.float64]
+    grid: tuple[int, int]
+    block: int
+
+    def count(self, first: int, last: int) -> int:
+        """Candidates of frames ``first:last``."""
+        ...
+
+    def tokens(self, first: int, last: int) -> TokenBatch:
+        """Source tokens of frames ``first:last``, at least one frame."""
+        ...
+
+    def empty(self) -> TokenBatch:
+        """No tokens, of the right width."""
+        ...
+
+
+class CellFeed:
+    """Cells of the bank's pictures, with their descriptors."""
+
+    def __init__(self, bank: Bank) -> None:
+        """Read the frames' times."""
+        self.bank = bank
+        self.grid: tuple[int, int] = (int(bank.meta["grid"][0]), int(bank.meta["grid"][1]))
+        self.cells = self.grid[0] * self.grid[1]
+        self.block = BLOCK
+        self.pts: NDArray[np.float64] = bank.frames()["pts"].copy()
+
+    def count(self, first: int, last: int) -> int:
+        """C for each frame."""
+        return (last - first) * self.cells
+
+    def spans(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Start and stop float64 [T] and rank int64 [T]: each stands until the next frame."""
+        records = self.bank.frames(first, min(last + 1, self.bank.num_frames))
+        start = records["pts"][: last - first]
+        stop = records["pts"][1:]
+        if last == self.bank.num_frames:
+            end = float(records["pts"][-1] + records["duration"][-1])
+            stop = np.append(stop, max(end, float(self.bank.meta["video_end"])))
+        index = records["index"][: last - first]
+        return (
+            torch.from_numpy(start.copy()), torch.from_numpy(np.maximum(stop, start)),
+            torch.from_numpy(index.copy()),
+        )  # fmt: skip
+
+    def tokens(self, first: int, last: int) -> TokenBatch:
+        """Source tokens of sampled frames ``first:last``."""
+        start, stop, index = self.spans(first, last)
+        rows = (first * self.cells, last * self.cells)
+        data = self.bank.rows("descriptors", *rows, np.dtype("<f2"), DIM)
+        return cell_tokens(
+            torch.from_numpy(data.copy()), start, stop, index,
+            torch.arange(first, last, dtype=torch.int32), *self.grid,
+        )  # fmt: skip
+
+    def empty(self) -> TokenBatch:
+        """No cells."""
+        none = torch.zeros(0, dtype=torch.float64)
+        return TokenBatch.build(torch.zeros(0, DIM, dtype=torch.float16), none)
+
+
+class TowerFeed:
+    """Live tokens of the surviving pictures; only these are encoded, and none twice."""
+
+    def __init__(self, survivors: Survivors, coverage: Coverage, features: PictureFeatures) -> None:
+        """Count the live tokens of every picture."""
+        self.survivors, self.coverage, self.features = survivors, coverage, features
+        self.grid = features.places.grid
+        self.block = max(1, _BLOCK_TOKENS // len(features.places))
+        self.pts: NDArray[np.float64] = survivors.at.numpy()
+        live = [self._live(a, a + 1).sum() for a in range(len(survivors))]
+        self._counts = np.array(live, dtype=np.int64)
+
+    def count(self, first: int, last: int) -> int:
+        """Live tokens."""
+        return int(self._counts[first:last].sum())
+
+    def tokens(self, first: int, last: int) -> TokenBatch:
+        """Live tokens of pictures ``first:last``, in the order of their rows and columns."""
+        chosen, places = self.survivors, self.features.places
+        live = self._live(first, last)
+        times, ranks = chosen.spans(self.coverage, first, last)
+        row, token = torch.nonzero(live, as_tuple=True)
+        step = chosen.step[first:last]
+        cell = torch.cat([step[row, None].int(), places.cell[token]], 1)
+        found = self.features.of(step.tolist(), live)
+        rows = TokenBatch.build(
+            found.data, chosen.at[first:last][row], pts=times[row, token], cell=cell,
+            frame=ranks[row, token], tile=places.tile[token], kind=places.kind[token],
+        )  # fmt: skip
+        return rows.with_extras(found.rules, **found.columns)
+
+    def empty(self) -> TokenBatch:
+        """No tokens."""
+        none = torch.zeros(0, dtype=torch.float64)
+        return TokenBatch.build(torch.zeros(0, self.features.outline.dim), none)
+
+    def _live(self, first: int, last: int) -> torch.Tensor:
+        return self.coverage.live(self.survivors.kept(first, last))

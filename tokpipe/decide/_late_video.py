@@ -1,0 +1,160 @@
+"""The video side of a tower: the signal says which pictures survive, these alone are encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tokpipe.budget import Supply
+from tokpipe.cache.bank import Bank
+from tokpipe.chain import Chain
+from tokpipe.decide._feed import CellFeed, TowerFeed
+from tokpipe.decide._video import VideoSide, frame_range
+from tokpipe.encode._tower import Places
+from tokpipe.late import Coverage, Survivors
+from tokpipe.spec import KIND_POOLED, Layout
+from tokpipe.tensors import Query, TokenBatch
+from tokpipe.towers import PictureFeatures
+
+#: Live tokens encoded for each token of the budget, so that the rules have a choice, while that
+#: takes no more than a quarter of the pictures.
+_CHOICE, _QUARTER = 2, 4
+
+
+@dataclass(slots=True, kw_only=True)
+class LateVideo:
+    """What the engine asks of a side, for a chain with a tower; one window at a time.
+
+    Attributes:
+        supply: What the window offers; set by :meth:`window`.
+        frames: Sampled frames in the window.
+        source: Their candidates: tokens of whole pictures that are not padding.
+        settled: Rows the window will give; set by :meth:`settle`.
+        pooled: Candidates the pool could hold of them, None where it held all.
+    """
+
+    bank: Bank
+    chain: Chain
+    features: PictureFeatures
+    budgeted: bool
+    pool: int | None
+    device: str
+    query: Query | None = None
+    supply: Supply = field(default_factory=Supply)
+    frames: int = 0
+    source: int = 0
+    settled: int = 0
+    pooled: int | None = None
+    first: int = 0
+    last: int = 0
+    _inner: VideoSide | None = None
+
+    def window(self, start: float, stop: float | None) -> None:
+        """Count the frames with ``start`` <= pts < ``stop`` and what they offer."""
+        feed = CellFeed(self.bank)
+        self.first, self.last = frame_range(feed, start, stop)
+        self.frames, self._inner, self.pooled = self.last - self.first, None, None
+        self.source = self.frames * self.each
+        self.supply = Supply(self.source, self.source)
+
+    @property
+    def each(self) -> int:
+        """Candidates of one picture."""
+        rows, cols = self.bank.meta["grid"][:2]
+        return each_picture(self.features.places, (rows, cols))
+
+    def settle(self, budget: int | None, layout: Layout, each: int | None) -> None:
+        """Choose the pictures, encode what survives of them, and let the rules meet the budget."""
+        survivors = self._survivors(budget, each)
+        self.settled = 0
+        if not len(survivors) or budget == 0:
+            return
+        coverage = Coverage.of(self.features.places, *survivors.grid)
+        feed = TowerFeed(survivors, coverage, self.features)
+        late = self.chain.late
+        assert late is not None  # noqa: S101 - only chains with a tower come here
+        self._inner = VideoSide(
+            feed, late, limit=self.source if self.budgeted else None, pool=self.pool,
+            device=self.device, query=self.query,
+        )  # fmt: skip
+        self._inner.window(0, None)
+        if budget is not None:
+            budget = min(budget, self._inner.supply.total)
+        self._inner.settle(budget, layout, each)
+        self.settled, self.pooled = self._inner.settled, self._inner.pooled
+
+    def rows(self) -> tuple[TokenBatch, Tensor]:
+        """Kept rows in the cache's order, and their priority float64 [K] in (0, 1)."""
+        if self._inner is None:
+            none = torch.zeros(0, dtype=torch.float64)
+            return TokenBatch.build(torch.zeros(0, self.features.outline.dim), none), none
+        return self._inner.rows()
+
+    def _survivors(self, budget: int | None, each: int | None) -> Survivors:
+        """What the chain before the tower lets survive, for a budget of tokens."""
+        feed, signal = CellFeed(self.bank), self.chain
+        if not signal.reducers:
+            return every_picture(feed, self.first, self.last)
+        selects = hasattr(signal.reducers[-1], "settle")
+        if selects and budget is not None:
+            wanted = self.frames if each is not None else self._pictures(budget)
+            if wanted >= self.frames:
+                return every_picture(feed, self.first, self.last)
+            limit: int | None = wanted * feed.cells
+        else:
+            limit = None
+        side = VideoSide(feed, signal, limit=limit, pool=self.pool, device=self.device)
+        side.look(self.first, self.last)
+        side.settle(limit, "frames" if limit is not None else "ragged", None)
+        return survivors_of(side.rows()[0], feed.grid)
+
+    def _pictures(self, budget: int) -> int:
+        """Pictures to encode for a budget of tokens."""
+        least = -(-budget // max(1, self.each))
+        return max(least, min(self.frames // _QUARTER, -(-_CHOICE * budget // max(1, self.each))))
+
+
+def each_picture(places: Places, grid: tuple[int, int]) -> int:
+    """Tokens of a whole picture that are live, which leaves out padding."""
+    whole = torch.ones(1, *grid, dtype=torch.bool)
+    return int(Coverage.of(places, *grid).live(whole).sum())
+
+
+def every_picture(feed: CellFeed, first: int, last: int) -> Survivors:
+    """All cells of all pictures ``first:last``."""
+    if last <= first:
+        none = torch.zeros(0, dtype=torch.float64)
+        return Survivors(none.long(), none, none, none.long(), feed.grid)
+    start, stop, index = feed.spans(first, last)
+    return Survivors(torch.arange(first, last), start, stop, index, feed.grid)
+
+
+def survivors_of(rows: TokenBatch, grid: tuple[int, int]) -> Survivors:
+    """Pictures and cells of kept rows of the signal, which come in the cache's order.
+
+    The number of a picture is the ``t`` of its cells. A pooled row covers all the cells of its
+    ``extent``; any other row its own cell.
+    """
+    high = torch.where(rows.kind == KIND_POOLED, rows.extent[:, 1], 1).clamp(min=1)
+    wide = torch.where(rows.kind == KIND_POOLED, rows.extent[:, 2], 1).clamp(min=1)
+    size = (high * wide).long()
+    row = torch.arange(len(rows)).repeat_interleave(size)
+    within = torch.arange(len(row)) - (size.cumsum(0) - size)[row]
+    y = rows.cell[row, 1] + within // wide[row]
+    x = rows.cell[row, 2] + within % wide[row]
+    inside = (y < grid[0]) & (x < grid[1])
+    row, cell = row[inside], (y * grid[1] + x)[inside].long()
+    step, place, count = torch.unique_consecutive(
+        rows.cell[row, 0].long(), return_inverse=True, return_counts=True
+    )
+    first = torch.zeros(len(step) + 1, dtype=torch.int64)
+    torch.cumsum(count, 0, out=first[1:])
+    lead = row[first[:-1]]
+    stop = torch.zeros(len(step), dtype=torch.float64)
+    stop = stop.scatter_reduce(0, place, rows.pts[row, 1], "amax", include_self=False)
+    return Survivors(
+        step, rows.at[lead], stop, rows.frame[lead, 0], grid,
+        first, cell, rows.pts[row], rows.frame[row],
+    )  # fmt: skip

@@ -1,0 +1,276 @@
+"""Loaded towers and what they made: each picture or stretch of sound is encoded once, on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokpipe.cache.features import FeatureStore
+from tokpipe.device import pick_device
+from tokpipe.encode._batches import encode_pictures, encode_sounds
+from tokpipe.encode._tower import Encoded, Outline, Places
+from tokpipe.errors import ModelError, RecipeError, WeightsMismatch
+from tokpipe.tensors import Query, Reduction
+
+Pictures = Callable[[list[int]], Iterable[tuple[int, NDArray[np.uint8]]]]
+#: Pictures on which the cosine between the contexts ``kept`` and ``frame`` is measured.
+_COMPARED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """How towers run.
+
+    Attributes:
+        precision: float32, bfloat16 or float16; auto: float32 on the CPU, else bfloat16.
+        batch: Pictures of one forward pass, None: found by trying.
+        context: ``frame`` encodes whole pictures, ``kept`` only their live tokens.
+    """
+
+    device: str = "cpu"
+    precision: str = "auto"
+    batch: int | None = None
+    compiled: bool = False
+    context: str = "frame"
+
+    @property
+    def dtype(self) -> str:
+        """The precision, settled for the device."""
+        if self.precision != "auto":
+            return self.precision
+        return "float32" if pick_device(self.device).type == "cpu" else "bfloat16"
+
+
+@lru_cache(maxsize=2)
+def load_tower(operator: Any, device: str, dtype: str, compiled: bool) -> Any:
+    """The tower of an operator, loaded once a process."""
+    return operator.load(pick_device(device), dtype, compile=compiled)
+
+
+@dataclass(slots=True)
+class Found:
+    """Rows of live tokens, with their columns and how each column is reduced."""
+
+    data: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    rules: dict[str, Reduction] = field(default_factory=dict)
+
+
+class _Features:
+    """What both kinds share: the tower when it is needed, the store, the columns asked for."""
+
+    def __init__(
+        self, operator: Any, store: FeatureStore, running: Running, columns: Iterable[str]
+    ) -> None:
+        self.operator, self.store, self.running = operator, store, running
+        self.outline: Outline = operator.outline()
+        self.columns = frozenset(columns)
+        self.encoded = 0
+        self.seconds = 0.0
+        if missing := self.columns - {*self.outline.extras}:
+            raise RecipeError(f"the encoder does not give {', '.join(sorted(missing))}")
+
+    @property
+    def weights(self) -> str:
+        """Digest of the weights that made the rows."""
+        return str(self.store.about.get("weights") or self.tower().weights)
+
+    def tower(self) -> Any:
+        """Load the tower; check that the store's rows are of the same weights."""
+        r, began = self.running, time.perf_counter()
+        tower = load_tower(self.operator, r.device, r.dtype, r.compiled)
+        self.seconds += time.perf_counter() - began
+        known = self.store.about.get("weights")
+        if known is None:
+            self.store.describe({"weights": tower.weights})
+        elif known != tower.weights:
+            raise WeightsMismatch(
+                "the bank holds features of other weights under this name",
+                hint="name a revision with @REV, give --weights, or run with --no-bank",
+            )
+        return tower
+
+    def _stored(self, item: str) -> dict[str, Tensor] | None:
+        found = self.store.get(item) if self.store.has(item) else None
+        wanted = {f"column.{name}" for name in self.columns}
+        return found if found is not None and wanted <= found.keys() else None
+
+
+class PictureFeatures(_Features):
+    """Rows of pictures by number.
+
+    Args:
+        size: Height and width of every picture.
+        pictures: Gives pictures uint8 [H, W, 3] by rising numbers.
+
+    Attributes:
+        places: Where the tokens of a picture lie.
+        encoded: Pictures that went through the tower in this run.
+        cosine: Mean cosine of ``kept`` to ``frame`` rows, None where nothing was compared.
+    """
+
+    def __init__(
+        self, operator: Any, size: tuple[int, int], pictures: Pictures, store: FeatureStore,
+        running: Running, columns: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(operator, store, running, columns)
+        self.pictures = pictures
+        self.places: Places = operator.places(*size)
+        self._cosines: list[float] = []
+        if running.context == "kept" and not self.outline.sparse:
+            raise ModelError(
+                "this encoder cannot encode a part of a picture", hint="use --context frame"
+            )
+
+    @property
+    def cosine(self) -> float | None:
+        """Mean over the pictures compared."""
+        return sum(self._cosines) / len(self._cosines) if self._cosines else None
+
+    def of(self, steps: list[int], live: Tensor) -> Found:
+        """Rows of the live tokens bool [F, n] of some pictures, picture by picture."""
+        whole = self.running.context == "frame"
+        names = [
+            f"{step:08d}" if whole or bool(mask.all()) else f"{step:08d}-{_mark(mask)}"
+            for step, mask in zip(steps, live, strict=True)
+        ]
+        made = {name: found for name in names if (found := self._stored(name)) is not None}
+        absent = [i for i, name in enumerate(names) if name not in made]
+        if absent:
+            tower, began = self.tower(), time.perf_counter()
+            for i, rows in self._encode(tower, steps, live, absent, whole=whole):
+                made[names[i]] = rows
+                self.store.put(names[i], rows)
+            self.seconds += time.perf_counter() - began
+        parts = []
+        for name, mask in zip(names, live, strict=True):
+            rows = made[name]
+            full = len(rows["data"]) == len(mask)
+            parts.append({k: v[mask] for k, v in rows.items()} if full else rows)
+        return _joined(parts)
+
+    def _encode(
+        self, tower: Any, steps: list[int], live: Tensor, absent: list[int], *, whole: bool
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        device = pick_device(self.running.device)
+        place = {steps[i]: i for i in absent}
+        wanted = self.pictures([steps[i] for i in absent])
+        self.encoded += len(absent)
+        if whole:
+            for step, rows in encode_pictures(
+                tower, wanted, device=device, columns=self.columns, batch=self.running.batch
+            ):
+                yield place[step], _rows(rows)
+            return
+        for step, picture in wanted:
+            i = place[step]
+            prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
+            part = tower.encode_kept(prepared, live[i].to(device), self.columns)
+            self._compare(tower, prepared, live[i], part)
+            yield i, _rows(part)
+
+    def _compare(self, tower: Any, prepared: Tensor, live: Tensor, part: Encoded) -> None:
+        """Note how near the rows of a part of a picture are to those of the whole."""
+        if len(self._cosines) < _COMPARED and bool(live.any()) and not bool(live.all()):
+            whole = tower.encode(prepared).data[0][live.to(prepared.device)].float()
+            near = torch.nn.functional.cosine_similarity(whole, part.data[0].float(), dim=-1)
+            self._cosines.append(float(near.mean()))
+
+    def query(self, text: str) -> Query:
+        """The text tower's vectors."""
+        if not self.outline.text:
+            raise ModelError(
+                "this encoder has no text tower", hint="use one that has, such as open_clip"
+            )
+        made: Query = self.tower().embed_text(text)
+        return made
+
+
+class SoundFeatures(_Features):
+    """Rows of chunks of sound by number.
+
+    Args:
+        samples: Samples at the tower's rate in all.
+        read: Gives samples float32 [b - a] of a range.
+
+    Attributes:
+        chunk: Samples of one chunk.
+        encoded: Chunks that went through the tower in this run.
+    """
+
+    def __init__(
+        self, operator: Any, samples: int, read: Callable[[int, int], Tensor],
+        store: FeatureStore, running: Running, columns: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(operator, store, running, columns)
+        self.samples, self.read = samples, read
+        self.chunk = int(operator.chunk)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole sound."""
+        return -(-self.samples // self.chunk)
+
+    def times(self, number: int) -> Tensor:
+        """Seconds float64 [n, 2] of the tokens of a chunk, on the sound's own clock."""
+        length = min(self.chunk, self.samples - number * self.chunk)
+        times: Tensor = self.operator.times(length)
+        return times + number * self.chunk / self.outline.rate
+
+    def of(self, numbers: list[int]) -> Found:
+        """Rows of whole chunks, one after the other."""
+        names = [f"s{number:08d}" for number in numbers]
+        made = {name: found for name in names if (found := self._stored(name)) is not None}
+        absent = [n for n, name in zip(numbers, names, strict=True) if name not in made]
+        if absent:
+            waves = (
+                (n, self.read(n * self.chunk, min(self.samples, (n + 1) * self.chunk)))
+                for n in absent
+            )
+            self.encoded += len(absent)
+            tower, began = self.tower(), time.perf_counter()
+            for number, rows in encode_sounds(
+                tower, waves, device=pick_device(self.running.device),
+                columns=self.columns, batch=self.running.batch,
+            ):  # fmt: skip
+                made[f"s{number:08d}"] = _rows(rows)
+                self.store.put(f"s{number:08d}", made[f"s{number:08d}"])
+            self.seconds += time.perf_counter() - began
+        return _joined([made[name] for name in names])
+
+
+def _mark(mask: Tensor) -> str:
+    return hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:16]
+
+
+def _rows(encoded: Encoded) -> dict[str, Tensor]:
+    """Tensors of one item on the CPU: data, deepstack rows and columns."""
+    named = {"data": encoded.data[0]}
+    named |= {f"deepstack_{i}": level[0] for i, level in enumerate(encoded.deepstack, 1)}
+    named |= {f"column.{name}": value[0] for name, value in encoded.columns.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> Found:
+    cat = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found = Found(cat.pop("data"))
+    for name, value in cat.items():
+        found.columns[name.removeprefix("column.")] = value
+        if name.startswith("deepstack_"):
+            found.rules[name] = "linear"
+    return found
+
+
+def needed_columns(late: Any, outline: Outline) -> set[str]:
+    """Columns that the rules of a chain of features ask a tower for."""
+    wanted = {need for rule in late.reducers for need in getattr(rule, "needs", ())}
+    return wanted & {*outline.extras}
