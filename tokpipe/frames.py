@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokpipe.budget import largest_remainder
+from tokpipe.checks import checked_together
 from tokpipe.errors import RecipeError
 from tokpipe.maps import TokenMap
 from tokpipe.spec import MODALITY_CODE
@@ -133,12 +134,13 @@ def each_frame(
     if bool((found.index.diff() < 0).any()):
         order = torch.argsort(found.index, stable=True)
     maps, a = [], 0
-    for count, rows in zip(counts, quota, strict=True):
-        index = slice(a, a + count) if order is None else order[a : a + count]
-        if rows != 0:
-            made = decide(tokens.take(index), rows)
-            maps.append(placed(made, a if order is None else order[a : a + count], n))
-        a += count
+    with checked_together():
+        for count, rows in zip(counts, quota, strict=True):
+            index = slice(a, a + count) if order is None else order[a : a + count]
+            if rows != 0:
+                made = decide(tokens.take(index), rows)
+                maps.append(placed(made, a if order is None else order[a : a + count], n))
+            a += count
     return stacked(maps, n, tokens.at.device)
 
 

@@ -6,11 +6,14 @@ Letters: N source tokens, K rows kept, M map entries, D width, T Y X axes of a g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokpipe.checks import check
 from tokpipe.spec import KIND_KEPT, KIND_MERGED, KIND_POOLED
 
 
@@ -23,6 +26,16 @@ def check_tensor(
             f"{type(owner).__name__}.{name}: expected {dtype} {list(shape)}, "
             f"got {value.dtype} {list(value.shape)}"
         )
+
+
+def _refuse_range(
+    num_sources: int, rows: int, entries: bool, placed: bool, holds: Sequence[bool]
+) -> None:
+    """Raise ValueError for the first column of a map that is out of range."""
+    columns = [("src", num_sources, "sources"), ("dst", rows, "rows")] if entries else []
+    columns += [("anchor", num_sources, "sources")] if placed else []
+    name, count, what = columns[list(holds).index(False)]
+    raise ValueError(f"TokenMap.{name}: out of range for {count} {what}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -64,12 +77,26 @@ class TokenMap:
             check_tensor(self, "score", self.score, torch.float32, (k,))
         if self.kind is not None:
             check_tensor(self, "kind", self.kind, torch.uint8, (k,))
-        if m and not (int(self.src.min()) >= 0 and int(self.src.max()) < self.num_sources):
-            raise ValueError(f"TokenMap.src: out of range for {self.num_sources} sources")
-        if m and not (int(self.dst.min()) >= 0 and int(self.dst.max()) < k):
-            raise ValueError(f"TokenMap.dst: out of range for {k} rows")
-        if k and not (int(self.anchor.min()) >= -1 and int(self.anchor.max()) < self.num_sources):
-            raise ValueError(f"TokenMap.anchor: out of range for {self.num_sources} sources")
+        n, holds = self.num_sources, []
+        for name, least, count in (("src", 0, n), ("dst", 0, k), ("anchor", -1, n)):
+            value: Tensor = getattr(self, name)
+            if value.shape[0]:
+                low, high = torch.aminmax(value)
+                holds.append((low >= least) & (high < count))
+        if holds:
+            check(torch.stack(holds), partial(_refuse_range, n, k, bool(m), bool(k)))
+
+    @classmethod
+    def _checked(cls, **columns: Any) -> TokenMap:
+        """A map of parts that are known to fit: nothing is read back from the device."""
+        made = object.__new__(cls)
+        for column in fields(cls):
+            object.__setattr__(made, column.name, columns.get(column.name))
+        return made
+
+    def _with(self, **columns: Any) -> TokenMap:
+        """A copy with some columns replaced by ones that are known to fit."""
+        return TokenMap._checked(**{f.name: getattr(self, f.name) for f in fields(self)} | columns)
 
     def __len__(self) -> int:
         """Return K."""
@@ -91,7 +118,10 @@ class TokenMap:
     @staticmethod
     def identity(num_sources: int, device: torch.device | str = "cpu") -> TokenMap:
         """Keep everything as it is."""
-        return TokenMap.keep(torch.arange(num_sources, device=device), num_sources)
+        index = torch.arange(num_sources, device=device)
+        ones = torch.ones(num_sources, dtype=torch.float32, device=device)
+        return TokenMap._checked(src=index, dst=index, weight=ones, share=ones, anchor=index,
+                                 num_sources=num_sources)  # fmt: skip
 
     @staticmethod
     def mean(group: Tensor, num_groups: int, *, anchor: Tensor | None = None) -> TokenMap:
@@ -116,7 +146,7 @@ class TokenMap:
         """The first source of each group is kept as it is and stands for the whole group."""
         base = TokenMap._grouped(group, num_groups, None, None)
         weight = (base.src == base.anchor[base.dst]).to(torch.float32)
-        return replace(base, weight=weight)
+        return base._with(weight=weight)
 
     @staticmethod
     def _grouped(
@@ -130,7 +160,9 @@ class TokenMap:
         # A group that weighs nothing is averaged plainly.
         empty = total == 0
         raw = torch.where(empty[dst], 1.0, raw)
-        total = torch.where(empty, torch.bincount(dst, minlength=num_groups).float(), total)
+        if mass is not None:
+            held = torch.zeros_like(total).index_add_(0, dst, torch.ones_like(raw))
+            total = torch.where(empty, held, total)
         if anchor is None:
             anchor = torch.full((num_groups,), n, dtype=torch.int64, device=group.device)
             anchor = anchor.scatter_reduce(0, dst, src, "amin")
@@ -143,12 +175,9 @@ class TokenMap:
     def gathers(self) -> bool:
         """Every row is made from exactly one source with weight 1."""
         live = self.weight != 0
-        rows = self.dst[live]
-        return (
-            rows.shape[0] == len(self)
-            and bool((self.weight[live] == 1).all())
-            and bool((torch.bincount(rows, minlength=len(self)) == 1).all())
-        )
+        held = torch.zeros(len(self), dtype=torch.int64, device=live.device)
+        held.index_add_(0, self.dst, live.long())
+        return bool((held == 1).all() & ((self.weight == 1) | ~live).all())
 
     def kinds(self) -> Tensor:
         """``kind`` uint8 [K]; where it is None, kept or merged by the number of sources."""
@@ -164,8 +193,9 @@ class TokenMap:
         if self.kind is not None or not len(self) == n == self.src.shape[0]:
             return False
         order = torch.arange(n, device=self.src.device)
-        same = all(torch.equal(t, order) for t in (self.src, self.dst, self.anchor))
-        return same and bool((self.weight == 1).all()) and bool((self.share == 1).all())
+        same = [(t == order).all() for t in (self.src, self.dst, self.anchor)]
+        same += [(t == 1).all() for t in (self.weight, self.share)]
+        return bool(torch.stack(same).all())
 
     def then(self, after: TokenMap) -> TokenMap:
         """Compose: ``a.then(b)`` applied once equals ``a`` then ``b``.
@@ -192,7 +222,7 @@ class TokenMap:
         none = torch.full_like(after.anchor, -1)
         anchor = torch.where(after.anchor >= 0, self.anchor[after.anchor.clamp(min=0)], none) \
             if len(self) else none  # fmt: skip
-        return TokenMap(
+        return TokenMap._checked(
             src=uniq % max(1, self.num_sources), dst=uniq // max(1, self.num_sources),
             weight=weight.float(), share=share.float(), anchor=anchor,
             num_sources=self.num_sources,
@@ -233,7 +263,7 @@ class TokenMap:
         """Move every tensor to ``device``."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {k: v.to(device) for k, v in columns.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return self._with(**moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -320,8 +350,8 @@ class GridMap:
             share = (share[:, None] * part[rows, cols]).flatten()
             anchor = (anchor[:, None] * matrix.shape[1] + matrix.abs().argmax(1)).flatten()
         kind = torch.full((len(self),), KIND_POOLED, dtype=torch.uint8, device=weight.device)
-        return TokenMap(src=src, dst=dst, weight=weight, share=share, anchor=anchor,
-                        num_sources=self.num_sources, kind=kind)  # fmt: skip
+        return TokenMap._checked(src=src, dst=dst, weight=weight, share=share, anchor=anchor,
+                                 num_sources=self.num_sources, kind=kind)  # fmt: skip
 
 
 def _is_eye(matrix: Tensor) -> bool:

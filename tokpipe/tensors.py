@@ -263,13 +263,12 @@ class TokenBatch:
         if (tmap.anchor < 0).any():
             tmap = replace(tmap, anchor=_heaviest(tmap))
         if isinstance(decision, GridMap) and not decision.sparse:
-            data, merged = decision.apply(self.data), torch.zeros(len(tmap), dtype=torch.bool)
+            data, merged = decision.apply(self.data), None
         elif tmap.gathers:
             live = tmap.weight != 0
             source = torch.empty_like(tmap.anchor)
             source[tmap.dst[live]] = tmap.src[live]
-            data = self.data.index_select(0, source)
-            merged = torch.zeros(len(tmap), dtype=torch.bool)
+            data, merged = self.data.index_select(0, source), None
         else:
             data = _weighted(tmap, self.data)
             live = tmap.weight != 0
@@ -280,9 +279,9 @@ class TokenBatch:
         mass = torch.zeros(len(tmap), device=data.device).index_add_(0, dst, share * self.mass[src])
         kind = tmap.kind
         if kind is None:
-            kind = torch.where(merged.to(data.device), KIND_MERGED, place.kind.long()).to(
-                torch.uint8
-            )
+            kind = place.kind
+            if merged is not None:
+                kind = torch.where(merged, KIND_MERGED, kind.long()).to(torch.uint8)
         score = place.score if tmap.score is None else tmap.score
         return replace(
             place, mass=mass, kind=kind, score=score,

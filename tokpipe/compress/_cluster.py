@@ -22,7 +22,7 @@ _CHUNK = {"cpu": 1 << 19}
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Clusters in decreasing order of their centre's score.
+    """Clusters in decreasing order of their centre's score; of B clouds with a dimension more.
 
     Attributes:
         centre: int64 [K] the token at the heart of each cluster.
@@ -64,11 +64,32 @@ def density_peaks(data: Tensor, count: int, neighbours: int, *, unit: float = 1.
     """
     n = data.shape[0]
     if n * n <= BLOCK:
-        found = peaks_of_each(data.float()[None] / unit, count, neighbours, width=1)
-        score = found.score[0, found.centre[0]]
-        return Peaks(found.centre[0], found.label[0], _finite(score))
+        found = density_peaks_of(data[None], count, neighbours, unit=unit)
+        return Peaks(found.centre[0], found.label[0], found.score[0])
     centre, label, score = large_peaks(LargeCloud(data, None, unit**2), count, neighbours)
     return Peaks(centre, label, _finite(score[centre]))
+
+
+def density_peaks_of(data: Tensor, count: int, neighbours: int, *, unit: float = 1.0) -> Peaks:
+    """What :func:`density_peaks` finds in each of B clouds of one size.
+
+    Args:
+        data: float [B, N, D].
+        count: Clusters of each, 1 .. N.
+        neighbours: Tokens in the density, the token itself included, 1 .. N.
+        unit: The distance that counts as 1, above 0.
+
+    Returns:
+        centre int64 [B, K], label int64 [B, N], score float32 [B, K].
+    """
+    n = data.shape[1]
+    if n * n <= BLOCK:
+        found = peaks_of_each(data.float() / unit, count, neighbours, width=1)
+        return Peaks(found.centre, found.label, _finite(found.score.gather(1, found.centre)))
+    each = [density_peaks(cloud, count, neighbours, unit=unit) for cloud in data]
+    return Peaks(
+        *(torch.stack([getattr(p, f) for p in each]) for f in ("centre", "label", "score"))
+    )
 
 
 def _finite(score: Tensor) -> Tensor:
@@ -101,8 +122,11 @@ def peaks_of_each(
     """
     (size, n, dim), device = data.shape, data.device
     present, wanted, near = _sizes(data, count, neighbours, valid)
-    # One transfer for all sizes that shapes depend on.
-    sizes = torch.stack([present, wanted, near]).tolist()
+    if valid is None and isinstance(count, int) and isinstance(neighbours, int):
+        sizes = [[n] * size, [min(count, n)] * size, [max(1, min(neighbours, n))] * size]
+    else:
+        # One transfer for all sizes that shapes depend on.
+        sizes = torch.stack([present, wanted, near]).tolist()
     centre = torch.full((size, max(sizes[1], default=0)), -1, dtype=torch.int64, device=device)
     label = torch.full((size, n), -1, dtype=torch.int64, device=device)
     score = torch.full((size, n), -torch.inf, dtype=torch.float64, device=device)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from tokpipe.checks import check
 from tokpipe.errors import ModelError, RecipeError
 from tokpipe.spec import EXTRAS
 from tokpipe.tensors import Query, TokenBatch
@@ -38,13 +42,19 @@ def column(tokens: TokenBatch, name: str, operator: str, *, own: bool = False) -
             hint=f"expected: {EXTRAS.get(name, '[N]')}",
             code="recipe.needs",
         )
-    if len(value) and not bool(value.sum(dtype=torch.float32).isfinite()):
-        raise ModelError(
-            f"the column `{name}` holds values that are not finite",
-            hint="compute it in float32 or bfloat16",
-            code="model.finite",
-        )
+    if len(value):
+        finite = value.sum(dtype=torch.float32).isfinite().reshape(1)
+        check(finite, partial(_refuse_values, name))
     return value if own else value.float()
+
+
+def _refuse_values(name: str, holds: Sequence[bool]) -> None:
+    del holds
+    raise ModelError(
+        f"the column `{name}` holds values that are not finite",
+        hint="compute it in float32 or bfloat16",
+        code="model.finite",
+    )
 
 
 def head_mean(tokens: TokenBatch, name: str, operator: str) -> Tensor:

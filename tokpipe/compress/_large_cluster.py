@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tokpipe.compress._neighbors import BLOCK
+from tokpipe.compress._neighbors import BLOCK, WIDE_BLOCK
 
 #: Most rows of a side of a tile (4 MB of squared distances).
 _SIDE = 1024
+#: The same where launching work costs more than memory (144 MB; three of it are held at most).
+_WIDE_SIDE = 6144
 #: Up to this width distances are taken from differences: exact zeros for equal rows.
 _NARROW = 32
 
@@ -30,7 +32,9 @@ class LargeCloud:
         """Take rows ``index`` (None all) of data float [*, D]; ``divisor`` of squares."""
         self.index = torch.arange(len(data), device=data.device) if index is None else index
         self._data, self._divisor, width = data, divisor, data.shape[1]
-        self.side = max(1, min(_SIDE, BLOCK // 4 // max(1, width)))
+        here = data.device.type == "cpu"
+        most, block = (_SIDE, BLOCK) if here else (_WIDE_SIDE, WIDE_BLOCK)
+        self.side = max(1, min(most, block // 4 // max(1, width)))
         total = torch.zeros(width, dtype=torch.float64, device=data.device)
         for part in torch.split(self.index, self.side):
             total += data[part].float().sum(0).double()

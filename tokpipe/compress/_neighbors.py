@@ -14,6 +14,8 @@ from torch import Tensor
 
 #: Elements of one block of a pairwise matrix (32 MB in float32).
 BLOCK = 1 << 23
+#: The same where launching work costs more than memory (256 MB).
+WIDE_BLOCK = 1 << 26
 #: Columns whose largest value is looked at first, so that few are ranked one by one.
 _SPAN = 32
 #: Bits that hold a row's number beside its value; it counts down, so that lower ones rank first.
@@ -152,8 +154,9 @@ def top_neighbors(
     check_neighbors(queries, keys, k, metric, exclude_self)
     centre = centre_of(keys) if metric == "euclidean" else None
     n, m, width = queries.shape[0], keys.shape[0], max(1, keys.shape[1])
-    side = min(m, max(1, BLOCK // 4 // width))
-    rows = max(1, min(BLOCK // side, BLOCK // width))
+    block = BLOCK if queries.device.type == "cpu" else WIDE_BLOCK
+    side = min(m, max(1, block // 4 // width))
+    rows = max(1, min(block // side, block // width))
     ranked = torch.empty((n, k), dtype=torch.int64, device=queries.device)
     for a in range(0, n, rows):
         left = ready_rows(queries[a : a + rows], metric, centre)

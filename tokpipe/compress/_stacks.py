@@ -5,14 +5,15 @@ Letters: N tokens, T frames of a stack, C tokens of a frame, R rows of a frame (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from tokpipe.budget import largest_remainder
-from tokpipe.frames import frames_of, one_item
+from tokpipe.frames import allocate_frames, frames_of, one_item
 from tokpipe.tensors import TokenBatch, TokenMap
 
 #: Most elements of the data of a stack of several frames (128 MB in float32).
@@ -98,6 +99,56 @@ def stacks(tokens: TokenBatch, budget: int | None, scope: str, pairs: int) -> It
                                                              device=device)  # fmt: skip
             frame = torch.tensor(part, device=device)
             yield Stack(order[place], frame, quota, starts[part[0]] if whole else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Frames of one size that may have the same number of rows.
+
+    Attributes:
+        index: int64 [T, C] their tokens.
+        base: int64 [T] number of each frame's first row, rows coming frame after frame.
+        count: Rows of each.
+    """
+
+    index: Tensor
+    base: Tensor
+    count: int
+
+    def stacks(self, width: int) -> Iterator[tuple[int, int]]:
+        """Ranges of frames whose data of ``width`` columns are worked on together."""
+        steps, size = self.index.shape
+        step = max(1, _ELEMENTS // max(1, size * width))
+        for a in range(0, steps, step):
+            yield a, min(steps, a + step)
+
+
+def equal_parts(tokens: TokenBatch, budget: int | None, own: Callable[[int], int]) -> list[Part]:
+    """Frames by size and number of rows, shared out as ``frames.each_frame`` does.
+
+    Args:
+        tokens: N tokens of several frames.
+        budget: Rows in all; frames that get none are left out.
+        own: Rows of a frame of so many tokens without a budget.
+    """
+    found, device = frames_of(tokens), tokens.data.device
+    counts = found.counts.tolist()
+    if budget is None:
+        quota = [own(count) for count in counts]
+    else:
+        quota = allocate_frames(counts, min(budget, len(tokens)))
+    order = torch.argsort(found.index, stable=True)
+    first, base = [0, *accumulate(counts)], [0, *accumulate(quota)]
+    same: dict[tuple[int, int], list[int]] = {}
+    for t, (size, rows) in enumerate(zip(counts, quota, strict=True)):
+        if rows:
+            same.setdefault((size, rows), []).append(t)
+    parts = []
+    for (size, rows), frames in same.items():
+        start = torch.tensor([[first[t], base[t]] for t in frames], device=device)
+        place = start[:, :1] + torch.arange(size, device=device)
+        parts.append(Part(order[place], start[:, 1], rows))
+    return parts
 
 
 @dataclass(slots=True)

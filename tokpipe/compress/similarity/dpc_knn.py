@@ -17,10 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
-from tokpipe.compress._cluster import density_peaks
-from tokpipe.frames import each_frame
+from tokpipe.compress._cluster import density_peaks, density_peaks_of
+from tokpipe.compress._stacks import equal_parts
+from tokpipe.frames import one_item
 from tokpipe.spec import Layout, Where
 from tokpipe.tensors import Query, TokenBatch, TokenMap
 
@@ -69,8 +71,8 @@ class DpcKnn:
         Returns:
             Means of the members; ``score`` is the logarithm of density x separation.
         """
-        if self.scope == "frame":
-            return each_frame(tokens, budget, self._cluster)
+        if self.scope == "frame" and not one_item(tokens):
+            return self._each(tokens, budget)
         return self._cluster(tokens, budget)
 
     def _cluster(self, tokens: TokenBatch, budget: int | None) -> TokenMap:
@@ -78,14 +80,45 @@ class DpcKnn:
         count, _ = self.out_count(n, budget)
         if count >= n:
             return TokenMap.identity(n, tokens.data.device)
+        peaks = density_peaks(tokens.data, count, self._near(n, count), unit=self._unit(tokens))
+        merged = TokenMap.mean(peaks.label, count, anchor=peaks.centre)
+        return replace(merged, score=peaks.score)
+
+    def _each(self, tokens: TokenBatch, budget: int | None) -> TokenMap:
+        """Frames that have one size and one count are clustered side by side."""
+        n, device = len(tokens), tokens.data.device
+        parts = equal_parts(tokens, budget, lambda size: self.out_count(size, None)[0])
+        total = sum(len(part.base) * part.count for part in parts)
+        group = torch.full((n,), -1, dtype=torch.int64, device=device)
+        anchor = torch.empty(total, dtype=torch.int64, device=device)
+        score = torch.full((total,), torch.nan, device=device)
+        clustered = False
+        for part in parts:
+            rows = part.base[:, None] + torch.arange(part.count, device=device)
+            if part.count >= part.index.shape[1]:
+                anchor[rows], group[part.index] = part.index, rows
+                continue
+            near, unit = self._near(part.index.shape[1], part.count), self._unit(tokens)
+            for a, b in part.stacks(tokens.data.shape[1]):
+                here = part.index[a:b]
+                peaks = density_peaks_of(tokens.data[here], part.count, near, unit=unit)
+                group[here] = part.base[a:b, None] + peaks.label
+                anchor[rows[a:b]] = here.gather(1, peaks.centre)
+                score[rows[a:b]] = peaks.score
+            clustered = True
+        merged = TokenMap.mean(group, total, anchor=anchor)
+        return replace(merged, score=score) if clustered else merged
+
+    def _near(self, n: int, count: int) -> int:
+        """Tokens in the density of ``count`` clusters among ``n`` tokens."""
         if self.k == "clusters":
             k = max(2, count)
         else:
             k = self.k if self.k <= count else max(2, min(3, count // 2))
-        unit = tokens.data.shape[1] ** 0.5 * self.scale
-        peaks = density_peaks(tokens.data, count, min(k, n), unit=unit)
-        merged = TokenMap.mean(peaks.label, count, anchor=peaks.centre)
-        return replace(merged, score=peaks.score)
+        return min(k, n)
+
+    def _unit(self, tokens: TokenBatch) -> float:
+        return float(tokens.data.shape[1] ** 0.5 * self.scale)
 
     def out_count(self, n: int, budget: int | None) -> tuple[int, bool]:
         """Rows for ``n`` tokens, exact."""
