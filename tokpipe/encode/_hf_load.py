@@ -13,16 +13,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from tokpipe.encode._weights import load_state
 from tokpipe.errors import MissingExtra, ModelError, TokpipeError, WeightsMismatch, WeightsMissing
-
-if TYPE_CHECKING:
-    from tokpipe.encode.hf_vision import HfVision
 
 T = TypeVar("T")
 #: Value of ``weights`` that draws them from the configuration.
@@ -32,6 +29,25 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+class Settings(Protocol):
+    """The parameters by which an operator names a model and its weights."""
+
+    @property
+    def model(self) -> str:
+        """Hub name or local folder."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Branch, tag or commit; empty for the main branch."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """Local folder or file used instead of the model's own, ``random``, or empty."""
+        ...
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -57,18 +73,18 @@ def library() -> ModuleType:
         import transformers
     except ImportError as error:
         raise MissingExtra(
-            "hf-vision needs transformers", hint="pip install 'tokpipe[encoders]'"
+            "this encoder needs transformers", hint="pip install 'tokpipe[encoders]'"
         ) from error
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     if (major, minor) < (5, 18):
         raise MissingExtra(
-            f"hf-vision needs transformers 5.18 or newer, found {transformers.__version__}",
+            f"this encoder needs transformers 5.18 or newer, found {transformers.__version__}",
             hint="pip install 'tokpipe[encoders]'",
         )
     return transformers
 
 
-def config_source(settings: HfVision) -> tuple[str, str]:
+def config_source(settings: Settings) -> tuple[str, str]:
     """Model and revision whose configuration files count.
 
     A ``weights`` folder that holds ``config.json`` stands for the whole model.
@@ -127,7 +143,7 @@ def read_feature_extractor(model: str, revision: str = "") -> Any:
 def front_end(
     kind: Any,
     config: Any,
-    settings: HfVision,
+    settings: Settings,
     *,
     drop: Sequence[str] = (),
     attention: Literal["sdpa", "eager"] = "sdpa",
@@ -185,7 +201,7 @@ def placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _from_pretrained(
-    kind: Any, config: Any, settings: HfVision, attention: str
+    kind: Any, config: Any, settings: Settings, attention: str
 ) -> tuple[Any, dict[str, Any]]:
     how: dict[str, Any] = {
         "config": config, "dtype": "auto", "attn_implementation": attention,
@@ -248,7 +264,7 @@ def _check(report: dict[str, Any], what: str) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise WeightsMissing(
-            f"the weights of `{what}` lack {len(missing)} tensors of the vision front end, first "
+            f"the weights of `{what}` lack {len(missing)} tensors of its front end, first "
             f"`{missing[0]}`",
             hint="is the checkpoint complete and of this model? compare its config.json",
         )
