@@ -142,7 +142,7 @@ class PlainFamily:
         return int(self.config.projection_dim)
 
     def _extras(self) -> tuple[str, ...]:
-        found = ["received", "received_middle", "keys", "queries"]
+        found = ["received", "received_middle", "keys", "queries", "layer_shift"]
         if self.pools:
             found += ["attention", "frame_embedding"]
         if self.kind.pooling == "class":

@@ -9,7 +9,8 @@ Letters: T pictures, p prefix rows (class, registers), n patches, H heads, d cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tokpipe.encode._attend import (
 from tokpipe.errors import ModelError
 
 #: Columns of one block, in terms of which block.
-_DEEP = frozenset({"attention", "received", "keys", "queries"})
+_DEEP = frozenset({"attention", "received", "keys", "queries", "layer_shift"})
 _BLOCK_COLUMNS = _DEEP | {"attention_shallow", "received_middle"}
 
 
@@ -55,8 +56,8 @@ class Depth:
 
     @property
     def middle(self) -> int:
-        """Block of ``received_middle``."""
-        return self.blocks // 2
+        """Block of ``received_middle``: three eighths of the way, HiPrune's layer 9 of 24."""
+        return self.blocks * 3 // 8
 
     def about(self) -> dict[str, Any]:
         """For ``Outline.about``; ``layer`` counts hidden states from the embeddings, 0."""
@@ -94,13 +95,13 @@ class Walked:
         hidden: [T, p + n, D] of the layer taken, as the block left it.
         last: [T, p + n, D] of the last block, None where it did not run.
         seen: What attention modules were given, by block.
-        named: Keyword arguments of the blocks.
+        added: [T, p + n, D], what the MLP of the block of attention added, where asked for.
     """
 
     hidden: Tensor
     last: Tensor | None
     seen: Mapping[int, Seen]
-    named: Mapping[str, Any] = field(default_factory=dict)
+    added: Tensor | None = None
 
 
 class Vit:
@@ -142,26 +143,35 @@ class Vit:
         watched = {self.depth.of(c) for c in columns & _BLOCK_COLUMNS}
         end = max([self.depth.layer, *(i + 1 for i in watched)])
         end = self.depth.blocks if whole else end
-        taken = hidden
-        with watching({i: self.attentions[i] for i in sorted(watched)}) as seen:
+        taken, added = hidden, []
+        with ExitStack() as stack:
+            seen = stack.enter_context(watching({i: self.attentions[i] for i in sorted(watched)}))
+            if "layer_shift" in columns:
+                adds = _adding(self.blocks[self.depth.attention])
+                handle = adds.register_forward_hook(lambda _module, _args, out: added.append(out))
+                stack.callback(handle.remove)
             for i in range(end):
                 run = self.blocks[i] if i in watched else self._fast[i]
                 made = run(hidden, **named)
                 hidden = made[0] if isinstance(made, tuple) else made
                 if i + 1 == self.depth.layer:
                     taken = hidden
-        return Walked(taken, hidden if end == self.depth.blocks else None, seen, named)
+        last = hidden if end == self.depth.blocks else None
+        return Walked(taken, last, seen, added[0] if added else None)
 
     def columns(self, walked: Walked, wanted: frozenset[str]) -> dict[str, Tensor]:
         """Columns of patches: attention [T, n, H], received [T, n], keys, queries [T, n, H, d].
 
-        Attention rows are those of the class token, which sees class and registers too: a row
-        over patches sums to less than 1. Keys and queries are those before rotary positions.
+        ``layer_shift`` [T, n] is the length of what the block's MLP adds. Attention rows are those
+        of the class token, which sees class and registers too: a row over patches sums to less
+        than 1. Keys and queries are those before rotary positions.
         """
         made = {}
-        for name in sorted(wanted & _BLOCK_COLUMNS):
+        for name in sorted(wanted & _BLOCK_COLUMNS - {"layer_shift"}):
             at = self.depth.of(name)
             made[name] = self._column(name, walked.seen[at], self.attentions[at])
+        if walked.added is not None:
+            made["layer_shift"] = walked.added[:, self.prefix :].float().norm(dim=-1)
         return made
 
     def _column(self, name: str, seen: Seen, attention: nn.Module) -> Tensor:
@@ -195,6 +205,11 @@ def attention_of(block: nn.Module) -> nn.Module:
         f"{type(block).__name__} keeps its attention under an unknown name",
         hint="use the transformers version tokpipe was tested with",
     )
+
+
+def _adding(block: nn.Module) -> nn.Module:
+    """The module whose output the MLP half of a layer adds to its rows."""
+    return block.get_submodule("layer_scale2" if hasattr(block, "layer_scale2") else "mlp")
 
 
 def blocks_of(tower: nn.Module, count: int) -> nn.ModuleList:
