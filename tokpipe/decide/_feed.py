@@ -25,11 +25,13 @@ class Feed(Protocol):
 
     Attributes:
         pts: float64 [T], seconds of the frames.
+        step: int64 [T], number of each frame, the ``t`` of its tokens' cells.
         grid: Rows and columns of a frame's tokens.
         block: Frames read together.
     """
 
     pts: NDArray[np.float64]
+    step: NDArray[np.int64]
     grid: tuple[int, int]
     block: int
 
@@ -56,6 +58,7 @@ class CellFeed:
         self.cells = self.grid[0] * self.grid[1]
         self.block = BLOCK
         self.pts: NDArray[np.float64] = bank.frames()["pts"].copy()
+        self.step: NDArray[np.int64] = np.arange(len(self.pts))
 
     def count(self, first: int, last: int) -> int:
         """C for each frame."""
@@ -100,6 +103,7 @@ class TowerFeed:
         self.grid = features.places.grid
         self.block = max(1, _BLOCK_TOKENS // len(features.places))
         self.pts: NDArray[np.float64] = survivors.at.numpy()
+        self.step: NDArray[np.int64] = survivors.step.numpy()
         live = [self._live(a, a + 1).sum() for a in range(len(survivors))]
         self._counts = np.array(live, dtype=np.int64)
 

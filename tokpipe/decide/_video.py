@@ -165,25 +165,26 @@ class VideoSide:
         """
         room = self.pool or max(16 * (budget or 0), POOL if budget is not None else UNBOUNDED)
         room = max(budget or 0, room)
-        frames: range | set[int] = range(self.first, self.last)
+        steps = self.feed.step[self.first : self.last].tolist()
+        frames, part = set(steps), False
         if "score" not in self.tail[0].needs and self.supply.total > room:
             each = -(-self.supply.total // self.frames)
             count = min(self.frames, max(1, room // each, -(-(budget or 0) // each)))
-            frames = {self.first + (2 * i + 1) * self.frames // (2 * count) for i in range(count)}
-            self.pooled = count * each
+            frames = {steps[(2 * i + 1) * self.frames // (2 * count)] for i in range(count)}
+            self.pooled, part = count * each, True
         held: list[TokenBatch] = []
         size = 0
         for frame in by_frame(self._scored()):
             if int(frame.cell[0, 0]) in frames:
                 held.append(frame)
                 size += len(frame)
-            if size > 2 * room and isinstance(frames, range):
+            if size > 2 * room and not part:
                 held = [_best_scored(TokenBatch.cat(held), room)]
                 size, self.pooled = len(held[0]), room
         if not held:
             return self._empty()
         pool = TokenBatch.cat(held)
-        if isinstance(frames, range) and len(pool) > room:
+        if not part and len(pool) > room:
             self.pooled = room
             pool = _best_scored(pool, room)
         return pool
