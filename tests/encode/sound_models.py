@@ -112,11 +112,12 @@ def prepared(kind: str, wave: Tensor) -> dict[str, Tensor]:
     """What the model's own extractor makes of a clip, as its processor asks for it."""
     import transformers
 
+    t: Any = transformers
     if kind == "ast":
-        made = transformers.ASTFeatureExtractor(num_mel_bins=64, max_length=104)
+        made = t.ASTFeatureExtractor(num_mel_bins=64, max_length=104)
         return dict(made(wave.numpy(), sampling_rate=RATE, return_tensors="pt"))
     seconds = 30 if "omni" in kind else 2
-    extractor = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=seconds)
+    extractor = t.WhisperFeatureExtractor(feature_size=80, chunk_length=seconds)
     how: dict[str, Any] = {"padding": "max_length"}
     if kind == "qwen3_omni":
         how = {"padding": True, "truncation": False}
@@ -126,6 +127,11 @@ def prepared(kind: str, wave: Tensor) -> dict[str, Tensor]:
             **how,
         )
     )  # fmt: skip
+
+
+def owner_of(model: Any) -> Any:
+    """The part of a multimodal model that holds the audio tower; it moved between versions."""
+    return model if hasattr(model, "audio_tower") else model.model
 
 
 @torch.no_grad()
@@ -143,8 +149,7 @@ def own_tokens(kind: str, model: Any, wave: Tensor) -> Tensor:
     elif kind == "qwen2_audio":
         made = _through_the_model(model, features, mask)
     else:
-        owner = getattr(model, "model", model)
-        owner = owner if hasattr(owner, "get_audio_features") else model
+        owner = owner_of(model)
         made = owner.get_audio_features(features, feature_attention_mask=mask).last_hidden_state
     return made
 
@@ -153,7 +158,7 @@ def _through_the_model(model: Any, features: Tensor, mask: Tensor) -> Tensor:
     """What Qwen2-Audio's language model is given: there is no method that gives only that."""
     caught: list[Tensor] = []
     keep = partial(_keep, caught)
-    owner = getattr(model, "model", model)
+    owner = owner_of(model)
     handle = owner.multi_modal_projector.register_forward_hook(keep)
     _, count = owner.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
     try:

@@ -114,8 +114,7 @@ def test_chunk_by_chunk_is_the_whole(models: dict[str, tuple[Any, str]], kind: s
     waves = [kinds.sound(tower.chunk, 1), kinds.sound(tower.chunk, 2), kinds.sound(9_000, 3)]
     columns = torch.cat([tower.family.features(wave) for wave in waves], 1)
     mask = torch.ones(1, columns.shape[1], dtype=torch.long)
-    owner = getattr(models[kind][0], "model", models[kind][0])
-    owner = owner if hasattr(owner, "get_audio_features") else models[kind][0]
+    owner = kinds.owner_of(models[kind][0])
     with torch.inference_mode():
         whole = owner.get_audio_features(columns[None], feature_attention_mask=mask)
     found = torch.cat([item.data[0] for item in tower.encode(waves)])
@@ -221,7 +220,7 @@ def test_projected_is_the_projection_of_what_comes_before(
     wave = kinds.sound(32_000)
     before = encoded(operator(models, kind, stage="pre_projector").load(), wave)
     after = encoded(operator(models, kind).load(), wave)
-    owner = getattr(models[kind][0], "model", models[kind][0])
+    owner = kinds.owner_of(models[kind][0])
     with torch.inference_mode():
         if kind == "voxtral":
             made = owner.multi_modal_projector(before.reshape(-1, 128))
@@ -317,8 +316,7 @@ def test_unknown_and_absent_models(tmp_path: Path) -> None:
 def test_another_extractor_than_the_configuration_asks_for(
     models: dict[str, tuple[Any, str]], tmp_path: Path
 ) -> None:
-    import transformers
-
+    transformers: Any = pytest.importorskip("transformers")
     shutil.copytree(models["whisper"][1], tmp_path / "model")
     transformers.WhisperFeatureExtractor(feature_size=128).save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match="feature_size = 128"):
@@ -348,8 +346,7 @@ def test_outline_reads_no_weights(models: dict[str, tuple[Any, str]], tmp_path: 
 @pytest.mark.parametrize("bins", [80, 128])
 @pytest.mark.parametrize("samples", [480_000, 123_457, 300])
 def test_picture_is_the_extractors_to_the_bit(bins: int, samples: int) -> None:
-    import transformers
-
+    transformers: Any = pytest.importorskip("transformers")
     wave = kinds.sound(samples)
     extractor = transformers.WhisperFeatureExtractor(feature_size=bins)
     own = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]

@@ -14,13 +14,12 @@ from torch import Tensor
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
-    catching,
     check_stage,
     extractor_of,
-    spans_of_edges,
 )
 from tokpipe.encode._kaldi_fbank import ast_fbank
 from tokpipe.encode._lengths import HOP, patch_grid
+from tokpipe.encode._sound_tower import catching, spans_of_edges
 from tokpipe.encode._tower import Outline
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 class AstSound:
     """Patches 16 x 16, overlapping where the strides are shorter."""
 
+    layers = "layers"
     precise: tuple[str, ...] = ()
 
     def __init__(self, config: Any, settings: HfAudio) -> None:

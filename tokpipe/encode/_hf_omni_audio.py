@@ -19,15 +19,12 @@ from tokpipe.encode import _lengths as lengths
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
-    catching,
     check_stage,
-    even_times,
     extractor_of,
-    output_of,
-    spans_of_edges,
     whisper_picture,
 )
 from tokpipe.encode._lengths import HOP
+from tokpipe.encode._sound_tower import catching, even_times, output_of, spans_of_edges
 from tokpipe.encode._tower import Outline
 
 if TYPE_CHECKING:
@@ -40,6 +37,7 @@ _LONGEST = 3000
 class Qwen25OmniSound:
     """Qwen2.5-Omni: 25 tokens a second."""
 
+    layers = "layers"
     precise: tuple[str, ...] = ()
     _thinker = "Qwen2_5OmniThinker"
 
@@ -83,7 +81,7 @@ class Qwen25OmniSound:
         """See ``Sound``; the tower holds its projection."""
         known = library()
         kind = getattr(known, f"{self._thinker}Model", None)
-        drop = ("visual", "language_model")
+        drop: tuple[str, ...] = ("visual", "language_model")
         if kind is None:
             # In 5.18 the parts lie in the class with the head.
             kind = getattr(known, f"{self._thinker}ForConditionalGeneration")

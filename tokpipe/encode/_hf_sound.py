@@ -1,153 +1,26 @@
-"""What the sound towers of transformers share: Whisper's picture of one window, spans, the loop.
+"""What the sound towers of transformers share: what they may be asked, and Whisper's picture.
 
-A family says how many tokens a length gives, what the network is fed and which of its outputs are
-tokens; one tower runs them all, chunk by chunk, so that no token depends on its neighbours in a
-batch.
-
-Letters: L samples, T columns of 10 ms, B mel bins, n tokens of a chunk, D width.
+Letters: L samples, T columns of 10 ms, B mel bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from tokpipe.encode._hf_load import library, placed, read_feature_extractor
+from tokpipe.encode._hf_load import library, read_feature_extractor
 from tokpipe.encode._lengths import COLUMN, HOP
-from tokpipe.encode._log_mel import clean, mirror
-from tokpipe.encode._tower import Encoded, Outline
-from tokpipe.encode._weights import digest_of
+from tokpipe.encode._log_mel import mirror
+from tokpipe.encode._sound_tower import SAMPLE_RATE
 from tokpipe.errors import ModelError, WeightsMissing
 
 if TYPE_CHECKING:
     from tokpipe.encode.hf_audio import HfAudio
-
-SAMPLE_RATE = 16_000
-
-
-class Sound(Protocol):
-    """A kind of sound tower, made from its configuration.
-
-    Attributes:
-        settings: The operator's parameters.
-        chunk: Samples of a chunk.
-        precise: Parameters of the tower that stay float32, as the library keeps them.
-    """
-
-    settings: HfAudio
-    chunk: int
-    precise: tuple[str, ...]
-
-    def outline(self) -> Outline:
-        """What a tower gives."""
-        ...
-
-    def times(self, samples: int) -> Tensor:
-        """float64 [n, 2] seconds, see ``AudioTower.times``."""
-        ...
-
-    def build(self) -> tuple[Any, Any]:
-        """Tower and projector (None where there is none) with their weights, on the CPU."""
-        ...
-
-    def features(self, wave: Tensor) -> Tensor:
-        """What the network is fed for a chunk float32 [L], float32 on the wave's device."""
-        ...
-
-    def tokens(self, tower: Any, projector: Any, features: Tensor, samples: int) -> Tensor:
-        """Tokens [n, D] of a chunk of ``samples``; n is that of ``times``."""
-        ...
-
-
-@dataclass(slots=True)
-class SoundTower:
-    """A loaded tower for sound; see ``_tower.AudioTower``.
-
-    Attributes:
-        family: What it is.
-        tower, projector: The networks on their device.
-        weights: Its digest.
-        device, dtype: Where and in what it runs.
-    """
-
-    outline: Outline
-    chunk: int
-    family: Sound
-    tower: Any
-    projector: Any
-    weights: str
-    device: torch.device
-    dtype: torch.dtype
-
-    def times(self, samples: int) -> Tensor:
-        """float64 [n, 2] seconds from the chunk's start each token stands for."""
-        return self.family.times(samples)
-
-    @torch.inference_mode()
-    def encode(self, waves: list[Tensor], columns: frozenset[str] = frozenset()) -> list[Encoded]:
-        """Tokens of chunks float32 [L], L at most ``chunk``, each on its own.
-
-        Raises:
-            ValueError: A chunk is longer than ``chunk``.
-        """
-        return [self._one(wave) for wave in waves]
-
-    def _one(self, wave: Tensor) -> Encoded:
-        samples = wave.shape[0]
-        if samples > self.chunk:
-            raise ValueError(f"SoundTower.encode: {samples} samples, a chunk has {self.chunk}")
-        if not len(self.times(samples)):
-            empty = torch.zeros((1, 0, self.outline.dim), dtype=self.dtype, device=self.device)
-            return Encoded(data=empty)
-        features = self.family.features(clean(wave.to(self.device))).to(self.dtype)
-        tokens = self.family.tokens(self.tower, self.projector, features, samples)
-        return Encoded(data=tokens[None])
-
-
-def load_tower(
-    family: Sound,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    compile: bool,  # noqa: A002
-) -> SoundTower:
-    """Read the weights, take their digest, move the networks."""
-    tower, projector = family.build()
-    weights = digest_of(tower, projector)
-    if family.settings.layer >= 0:
-        tower.layers = tower.layers[: max(1, family.settings.layer)]
-    precise = {name: tower.get_parameter(name).detach().clone() for name in family.precise}
-    parts = [part for part in (tower, projector) if part is not None]
-    for part in parts:
-        placed(part, device, dtype)
-    for name, value in precise.items():
-        tower.get_parameter(name).data = value.to(device, torch.float32)
-    if compile:
-        for part in parts:
-            part.compile()
-    return SoundTower(
-        family.outline(), family.chunk, family, tower, projector, weights, device, dtype
-    )
-
-
-def even_times(samples: int, tokens: int, step: int) -> Tensor:
-    """float64 [tokens, 2] spans of ``step`` samples; the last ends where the sound ends."""
-    edges = torch.arange(tokens + 1, dtype=torch.float64) * step
-    return spans_of_edges(edges, samples)
-
-
-def spans_of_edges(edges: Tensor, samples: int) -> Tensor:
-    """Spans in seconds between edges float64 [n + 1] in samples; the last ends with the sound."""
-    if len(edges) > 1:
-        edges[-1] = samples
-    return torch.stack([edges[:-1], edges[1:]], 1) / SAMPLE_RATE
 
 
 def check_stage(settings: HfAudio, blocks: int, *, projector: bool) -> None:
@@ -173,38 +46,6 @@ def check_stage(settings: HfAudio, blocks: int, *, projector: bool) -> None:
             f"{settings.layer}",
             hint="use layer=-1, or stage=pre_projector",
         )
-
-
-@contextmanager
-def catching(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
-    """Catch hidden state ``layer`` (0 what the first block is given) while the tower runs."""
-    caught: list[Tensor] = []
-
-    def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        caught.append(args[0])
-
-    def after(_module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
-        caught.append(out[0] if isinstance(out, tuple) else out)
-
-    if layer == 0:
-        handle = layers[0].register_forward_pre_hook(before)
-    else:
-        handle = layers[layer - 1].register_forward_hook(after)
-    try:
-        yield caught
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def output_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Catch what a module gives while the tower runs."""
-    caught: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _args, out: caught.append(out))
-    try:
-        yield caught
-    finally:
-        handle.remove()
 
 
 def extractor_of(settings: HfAudio, source: tuple[str, str], kind: str, **default: Any) -> Any:

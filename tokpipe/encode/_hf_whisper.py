@@ -15,13 +15,12 @@ from torch import Tensor
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
-    catching,
     check_stage,
-    even_times,
     extractor_of,
     whisper_picture,
 )
 from tokpipe.encode._lengths import HOP, halved, mel_columns, qwen2_audio_tokens
+from tokpipe.encode._sound_tower import catching, even_times
 from tokpipe.encode._tower import Outline
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ PLACE = 2 * HOP
 class WhisperSound:
     """The encoder of Whisper; no projector."""
 
+    layers = "layers"
     precise: tuple[str, ...] = ()
 
     def __init__(self, config: Any, settings: HfAudio) -> None:

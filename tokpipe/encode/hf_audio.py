@@ -21,7 +21,7 @@ from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokpipe.encode._hf_sound import Sound
+    from tokpipe.encode._sound_tower import Sound
     from tokpipe.encode._tower import AudioTower, Outline
 
 _WHISPER = "tokpipe.encode._hf_whisper:"
@@ -104,7 +104,7 @@ class HfAudio:
             WeightsMissing: A checkpoint, or a tensor in it, is not there.
             WeightsMismatch: Shapes differ from the configuration, or the digest from the record.
         """
-        from tokpipe.encode._hf_sound import load_tower
+        from tokpipe.encode._sound_tower import load_tower
 
         family = family_of(self)
         tower = load_tower(family, torch.device(device), torch_dtype(dtype), compile=compile)
