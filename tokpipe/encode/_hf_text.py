@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokpipe.encode._hf_load import config_source, front_end, placed, read_tokenizer
+from tokpipe.errors import WeightsMissing
 from tokpipe.tensors import Query
 
 
@@ -35,6 +36,13 @@ class TextTower:
     ) -> None:
         """Read tokenizer and weights."""
         self._tokens = read_tokenizer(*config_source(settings))
+        # Where its files are missing, the library makes one that knows no words.
+        known, needed = len(self._tokens), int(config.text_config.vocab_size)
+        if known * 2 < needed:
+            raise WeightsMissing(
+                f"the tokenizer of `{settings.model}` knows {known} of {needed} tokens",
+                hint="put the model's tokenizer files into its folder, or fetch it while online",
+            )
         self._model = placed(front_end(kind, config, settings, drop=drop), *place)
         self._device, self._space, self._fill = place[0], space, fill
         self._room = int(config.text_config.max_position_embeddings)
