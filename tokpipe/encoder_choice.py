@@ -94,6 +94,18 @@ def with_encoders(recipe: Recipe, steps: Sequence[StepSpec]) -> Recipe:
     return made
 
 
+def feature_rules(recipe: Recipe) -> Recipe:
+    """The recipe's rules of features alone, without samplers, encoders and rules of the signal."""
+    rules = {
+        stream: tuple(
+            step for step in chain
+            if registry.lookup(step.use).kind in ("reducer", "projector") and not _of_signal(step)
+        )
+        for stream, chain in recipe.chains.items()
+    }  # fmt: skip
+    return replace(recipe, video=rules.get("video", ()), audio=rules.get("audio", ()))
+
+
 def _with_tower(recipe: Recipe, stream: str, tower: StepSpec) -> tuple[StepSpec, ...]:
     default = load_recipe("auto").chains[stream]
     chain = recipe.chains.get(stream) or default

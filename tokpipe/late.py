@@ -98,6 +98,18 @@ class Survivors:
         """Return F."""
         return int(self.step.shape[0])
 
+    def take(self, index: Tensor) -> Survivors:
+        """Pictures ``index`` int64 [F'], rising, with their rows."""
+        own = (self.step[index], self.at[index], self.stop[index], self.index[index], self.grid)
+        if self.first is None or self.cell is None or self.pts is None or self.frame is None:
+            return Survivors(*own)
+        count = (self.first[1:] - self.first[:-1])[index]
+        first = torch.zeros(len(index) + 1, dtype=torch.int64)
+        torch.cumsum(count, 0, out=first[1:])
+        rows = torch.arange(int(first[-1])) - first[:-1].repeat_interleave(count)
+        rows += self.first[index].repeat_interleave(count)
+        return Survivors(*own, first, self.cell[rows], self.pts[rows], self.frame[rows])
+
     def kept(self, a: int, b: int) -> Tensor:
         """Kept cells bool [b - a, R, C] of pictures ``a:b``."""
         if self.first is None or self.cell is None:

@@ -130,6 +130,15 @@ def describe_tower(stream: str, late: Chain, features: Any) -> dict[str, Any]:
     return entry
 
 
+def kept_context(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The note on how near rows of the context ``kept`` are to those of whole pictures."""
+    pictures = found.get("video")
+    if pictures is None or pictures.cosine is None:
+        return []
+    text = f"mean cosine {pictures.cosine:.3f} between rows encoded from the kept part of a"
+    return [("kept-context", f"{text} picture and from the whole")]
+
+
 #: Name of a precision in a cache file.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -30,7 +30,7 @@ from tokpipe.errors import (
 )
 from tokpipe.ingest import Ingested, Progress, ingest
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
-from tokpipe.late_bank import BankFeatures, cache_dtype, describe_tower
+from tokpipe.late_bank import BankFeatures, cache_dtype, describe_tower, kept_context
 from tokpipe.recipe import Recipe
 from tokpipe.spec import SERIOUS, MediaInfo
 
@@ -244,7 +244,7 @@ class _Item:
                     hint="give the stream that is there a share, or remove less",
                 )
             self.speech = _speech(found, chains, o.device)
-            self._warn(info, found, done.tokens, pooled)
+            self._warn(info, found, done.tokens, pooled, demand.features)
             began = time.perf_counter()
             assembler.finish(self._metadata(info, chains, found, demand))
             record.seconds["write"] = time.perf_counter() - began
@@ -271,7 +271,7 @@ class _Item:
 
     def _warn(
         self, info: MediaInfo, found: Ingested, tokens: dict[str, int],
-        pooled: list[tuple[int, int]],
+        pooled: list[tuple[int, int]], late: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """Collect notes; say aloud what the budget cannot carry and what it left unused."""
         notes = [*notes_of(info, found.bank), *_thin(found, tokens, self.speech)]
@@ -282,6 +282,7 @@ class _Item:
             seen, source = (sum(counts) for counts in zip(*pooled, strict=True))
             text = f"the recipe decides on all video tokens at once: {seen} of {source} fit"
             notes.append(("pool", f"{text}; raise --pool to let it see more"))
+        notes += kept_context(late)
         total, budget = sum(tokens.values()), self.job.budget
         if budget is not None and budget.form == "total":
             self.record.unused = max(0, int(budget.amount) - total)

@@ -9,6 +9,9 @@ from tokpipe.spec import SERIOUS
 from tokpipe_cli.console import Screen
 from tokpipe_cli.words import clock, joined, plural, rate, size, stamp, took
 
+#: Codes of notes that are said also without ``-v``.
+_SAID = frozenset(("kept-context",))
+
 
 def show_item(record: dict[str, Any], screen: Screen, *, alone: bool) -> None:
     """Lines of one finished or skipped input, its warnings after them."""
@@ -22,6 +25,8 @@ def show_item(record: dict[str, Any], screen: Screen, *, alone: bool) -> None:
     for text in record["warnings"]:
         if text.partition(":")[0] in SERIOUS:
             screen.warn(name + text)
+        elif text.partition(":")[0] in _SAID:
+            screen.note(name + text)
         else:
             screen.detail(name + text)
     if record["unused"]:

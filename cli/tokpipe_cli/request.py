@@ -87,9 +87,7 @@ class Towers:
         ]
         for option, value in (("fit", self.fit), ("stage", self.stage)):
             if value is not None and not any(option in step.params for step in made):
-                raise UsageProblem(
-                    f"no encoder given has a {option}", hint=f"leave out --{option}"
-                )
+                raise UsageProblem(f"no encoder given has a {option}", hint=f"leave out --{option}")
         return made
 
 
@@ -124,6 +122,14 @@ def make_request(
             f"unknown audio codec `{options['audio_codec']}`", hint="use opus or flac"
         )
     return Request(recipe=made, name=recipe, options=Options(budget=wanted, **options))
+
+
+def late_rules(text: str | None) -> Recipe | None:
+    """Rules of features from a recipe: its reducers that do not work on cells of the signal."""
+    from tokpipe.encoder_choice import feature_rules
+    from tokpipe.recipe import load_recipe
+
+    return None if text is None else feature_rules(load_recipe(text))
 
 
 def check_early(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from tokpipe.decide._audio import CHUNK, AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
-from tokpipe.decide._feed import BLOCK
-from tokpipe.decide._late_video import each_picture
+from tokpipe.decide._feed import BLOCK, TowerFeed
+from tokpipe.decide._late_audio import LateAudio
+from tokpipe.decide._late_video import each_picture, survivors_of
 from tokpipe.decide._stream import is_stream, together
-from tokpipe.decide._video import POOL, complete
+from tokpipe.decide._video import POOL, VideoSide, complete
 
 __all__ = [
     "BLOCK",
@@ -21,11 +22,15 @@ __all__ = [
     "AudioSide",
     "Demand",
     "Kept",
+    "LateAudio",
+    "TowerFeed",
+    "VideoSide",
     "candidates",
     "check_layout",
     "complete",
     "decide",
     "each_picture",
     "is_stream",
+    "survivors_of",
     "together",
 ]

@@ -98,14 +98,16 @@ class TowerFeed:
     """Live tokens of the surviving pictures; only these are encoded, and none twice."""
 
     def __init__(self, survivors: Survivors, coverage: Coverage, features: PictureFeatures) -> None:
-        """Count the live tokens of every picture."""
+        """Count the live tokens of every picture, and leave out those with none."""
         self.survivors, self.coverage, self.features = survivors, coverage, features
+        live = [self._live(a, a + 1).sum() for a in range(len(survivors))]
+        counts = torch.tensor(live, dtype=torch.int64)
+        self.survivors = survivors = survivors.take(torch.nonzero(counts).flatten())
+        self._counts: NDArray[np.int64] = counts[counts > 0].numpy()
         self.grid = features.places.grid
         self.block = max(1, _BLOCK_TOKENS // len(features.places))
         self.pts: NDArray[np.float64] = survivors.at.numpy()
         self.step: NDArray[np.int64] = survivors.step.numpy()
-        live = [self._live(a, a + 1).sum() for a in range(len(survivors))]
-        self._counts = np.array(live, dtype=np.int64)
 
     def count(self, first: int, last: int) -> int:
         """Live tokens."""

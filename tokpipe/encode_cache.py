@@ -1,0 +1,273 @@
+"""Encode one cache of the signal into one of features: open, encode, write, say what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokpipe import __version__, registry
+from tokpipe.assemble import deepstack_columns, feature_array
+from tokpipe.budget import Budget
+from tokpipe.cache.reader import TokenCache, open_cache
+from tokpipe.cache.writer import CacheWriter, sweep_stale
+from tokpipe.chain import build_chain
+from tokpipe.device import peak_memory_mb
+from tokpipe.digest import chain as digest_chain
+from tokpipe.errors import BudgetError, CacheError, MediaNotFound, OutputExists, error_context
+from tokpipe.job import Options, with_budget
+from tokpipe.late_bank import cache_dtype, describe_tower, kept_context
+from tokpipe.late_cache import LateCache, LateStream, kept_stream
+from tokpipe.recipe import Recipe
+from tokpipe.run import SUFFIX, RunRecord
+from tokpipe.spec import StepSpec
+
+_COLUMNS = ("at", "pts", "frame", "cell", "extent", "tile", "mass", "kind", "score")
+#: Metadata that is written anew, or belongs to a stream of the signal.
+_OWN = frozenset(
+    (
+        *("format", "digest", "counts", "quant", "recipe", "recipe_sha256", "domain", "layout"),
+        *("writer", "encoder.video", "encoder.audio", "grid", "atlas", "clip", "warnings"),
+    )
+)
+_OF_STREAM = {"video": ("grid", "atlas"), "audio": ("clip",)}
+
+
+def encoded_path(source: Path, steps: Sequence[StepSpec], output: str | Path | None) -> Path:
+    """Where the features go: ``NAME.ENCODER.tokpipe.safetensors`` beside the cache, or ``output``.
+
+    A folder takes the same name.
+    """
+    stem = source.name.removesuffix(SUFFIX).removesuffix(".safetensors")
+    name = f"{stem}.{'+'.join(step.use for step in steps)}{SUFFIX}"
+    if output is None:
+        return source.with_name(name)
+    return Path(output) / name if Path(output).is_dir() else Path(output)
+
+
+def encode_cache(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    encoders: Sequence[StepSpec],
+    rules: Recipe | None = None,
+    budget: str | int | Budget | None = None,
+    options: Options | None = None,
+) -> RunRecord:
+    """Encode what a signal cache kept: its rebuilt pictures, its spans of sound.
+
+    Args:
+        source: A cache of the signal domain.
+        output: File or folder, see :func:`encoded_path`.
+        encoders: A step for each stream to encode, see ``encoder_choice.encoder_step``.
+        rules: A recipe whose reducers of features meet the budget; None: those of the default.
+        budget: Most tokens of the encoded streams; None: as many as the cache holds of each.
+
+    Returns:
+        What happened; ``status`` is done or skipped.
+
+    Raises:
+        TokpipeError: Any of its leaves; nothing is left under the final name.
+    """
+    options = with_budget(options, budget)
+    path = Path(source)
+    target = encoded_path(path, encoders, output)
+    if not path.is_file():
+        raise MediaNotFound(f"no such file `{path}`", hint="name a token cache")
+    with error_context(str(path)), open_cache(path) as cache:
+        return _Encoding(cache, path, target, encoders, rules, options).run()
+
+
+class _Encoding:
+    def __init__(
+        self, cache: TokenCache, path: Path, target: Path, encoders: Sequence[StepSpec],
+        rules: Recipe | None, options: Options,
+    ) -> None:  # fmt: skip
+        self.cache, self.target, self.options = cache, target, options
+        self.chains = {}
+        for step in encoders:
+            stream = registry.load(step.use).modalities[0]
+            tail = () if rules is None else rules.chains.get(stream, ())
+            self.chains[stream] = build_chain(
+                stream, (step, *tail), query=options.query is not None
+            )
+        self.record = RunRecord(input=str(path), output=str(target), layout=options.layout)
+        self.record.recipe = " + ".join(step.use for step in encoders)
+        self.record.budget = str(options.budget) if options.budget else None
+        self.record.duration = cache.duration
+        self.began = time.perf_counter()
+
+    def settings(self) -> dict[str, Any]:
+        """Every option that changes the tokens, and what they were made from."""
+        o = self.options
+        towers = {stream: made.canonical for stream, made in self.chains.items()}
+        return {
+            **self.cache.metadata["tokpipe.recipe"], "late": towers,
+            "late_budget": self.record.budget, "query": o.query, "layout": o.layout,
+            "precision": o.running().dtype, "context": o.context, "pool": o.pool,
+            "cache": digest_chain(self.cache.metadata["tokpipe.digest"]),
+        }  # fmt: skip
+
+    def run(self) -> RunRecord:
+        if self._is_there():
+            self.record.status = "skipped"
+            return self._close()
+        with LateCache(self.cache, self.chains, self.options) as late:
+            made = late.encode(self.options.budget)
+            self.record.seconds["encode"] = sum(s.features.seconds for s in made.values())
+            if not sum(len(stream.tokens) for stream in made.values()):
+                raise BudgetError(
+                    "no token of the encoder lies half in kept cells",
+                    hint="make the signal cache with --layout frames, or with a larger budget",
+                )
+            sweep_stale(self.target.parent)
+            self._write(made)
+        return self._close()
+
+    def _is_there(self) -> bool:
+        if not self.target.exists() or self.options.force:
+            return False
+        with open_cache(self.target) as there:
+            if there.metadata.get("tokpipe.recipe_sha256") == digest_chain(self.settings()):
+                counts = {name: there.num_tokens(name) for name in there.streams}
+                self.record.tokens |= {**counts, "total": sum(counts.values())}
+                self.record.bytes = self.target.stat().st_size
+                return True
+        raise OutputExists(
+            f"`{self.target}` is there already and was made differently",
+            hint="add --force to replace it, or name another output with -o",
+        )
+
+    def _write(self, made: dict[str, LateStream]) -> None:
+        began = time.perf_counter()
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        dtypes = {s: self._dtype(s) for s in self.cache.streams}
+        priority: dict[str, NDArray[np.float64]] = {}
+        counts: dict[str, Any] = {}
+        rows: dict[str, NDArray[np.int32]] = {}
+        with CacheWriter(self.target, force=self.options.force, dtype=dtypes) as writer:
+            for stream in self.cache.streams:
+                if stream in made:
+                    columns, order = self._columns(made[stream].tokens), made[stream].priority
+                    priority[stream] = order.numpy()
+                    mass = float(made[stream].tokens.mass.double().sum())
+                    source = made[stream].source
+                    counts[stream] = {"source": source, "dropped": max(0.0, source - mass)}
+                else:
+                    columns, priority[stream] = kept_stream(self.cache, stream)
+                    counts[stream] = {
+                        k: v for k, v in self.cache.metadata["tokpipe.counts"][stream].items()
+                        if k != "kept"
+                    }  # fmt: skip
+                    self._blobs(writer, stream)
+                if len(columns["at"]):
+                    writer.append(stream, columns)
+                    rows[stream] = columns["segment"]
+            self._ranks(writer, priority)
+            self._segments(writer, rows)
+            writer.finish(self._metadata(made, counts))
+        self._count(made, priority)
+        self.record.seconds["write"] = time.perf_counter() - began
+
+    def _dtype(self, stream: str) -> str:
+        if stream in self.chains:
+            return cache_dtype(self.chains[stream], self.options)
+        return self.cache.tokens(0.0, 0.0, stream=stream)[stream].dtype
+
+    def _columns(self, tokens: Any) -> dict[str, Any]:
+        columns = {name: getattr(tokens, name).numpy() for name in _COLUMNS}
+        starts = self.cache.segments[:, 0]
+        segment = np.searchsorted(starts, columns["at"], side="right") - 1
+        columns["segment"] = np.maximum(segment, 0 if len(starts) else -1).astype(np.int32)
+        return {**columns, "tokens": feature_array(tokens.data), **deepstack_columns(tokens)}
+
+    def _blobs(self, writer: CacheWriter, stream: str) -> None:
+        """Pictures or sound of a stream that stays one of the signal."""
+        if stream == "audio" and "audio.clip" in self.cache.names:
+            writer.append_bytes("audio.clip", np.asarray(self.cache.column("audio.clip")).tobytes())
+        if stream == "video" and "video.atlas" in self.cache.names:
+            edges = np.asarray(self.cache.column("video.atlas_offsets"))
+            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                writer.append_bytes(
+                    "video.atlas",
+                    np.asarray(self.cache.column("video.atlas", start, stop)).tobytes(),
+                )
+
+    @staticmethod
+    def _ranks(writer: CacheWriter, priority: dict[str, NDArray[np.float64]]) -> None:
+        joint = np.concatenate([priority[s] for s in priority])
+        rank = np.empty(len(joint), dtype=np.int32)
+        rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
+        sizes = np.cumsum([len(priority[s]) for s in priority])[:-1]
+        for stream, part in zip(priority, np.split(rank, sizes), strict=True):
+            if len(part):
+                writer.set(f"{stream}.rank", part)
+
+    def _segments(self, writer: CacheWriter, rows: dict[str, NDArray[np.int32]]) -> None:
+        spans = self.cache.segments
+        if not len(spans):
+            return
+        none = np.zeros(0, dtype=np.int32)
+        sides = []
+        for stream in ("video", "audio"):
+            count = np.bincount(rows.get(stream, none), minlength=len(spans))
+            stop = np.cumsum(count)
+            sides += [stop - count, stop]
+        writer.set("segment.pts", spans)
+        writer.set("segment.rows", np.stack(sides, 1))
+
+    def _metadata(self, made: dict[str, LateStream], counts: dict[str, Any]) -> dict[str, Any]:
+        found = self.cache.metadata
+        out = {k: v for k, v in found.items() if k.removeprefix("tokpipe.") not in _OWN}
+        for stream in self.cache.streams:
+            if stream not in made:
+                for key in (f"encoder.{stream}", *_OF_STREAM[stream]):
+                    if f"tokpipe.{key}" in found:
+                        out[f"tokpipe.{key}"] = found[f"tokpipe.{key}"]
+        for stream, result in made.items():
+            late = self.chains[stream].late
+            assert late is not None  # noqa: S101 - every chain here has a tower
+            if len(result.tokens):
+                entry = describe_tower(stream, late, result.features)
+                out[f"tokpipe.encoder.{stream}"] = entry
+        settings = self.settings()
+        return {
+            **out, "tokpipe.domain": "feature", "tokpipe.layout": self.options.layout,
+            "tokpipe.writer": f"tokpipe {__version__}", "tokpipe.counts": counts,
+            "tokpipe.recipe": settings, "tokpipe.recipe_sha256": digest_chain(settings),
+            "tokpipe.warnings": found.get("tokpipe.warnings") or [],
+        }  # fmt: skip
+
+    def _count(self, made: dict[str, LateStream], priority: dict[str, NDArray[np.float64]]) -> None:
+        record = self.record
+        tokens = {s: len(priority[s]) if s in priority else 0 for s in ("video", "audio")}
+        record.tokens = {**tokens, "text": 0, "total": sum(tokens.values())}
+        record.candidates = sum(
+            made[s].source if s in made else tokens[s] for s in self.cache.streams
+        )
+        pictures = made.get("video")
+        encoded = pictures.features.encoded if pictures is not None else 0
+        kept = len(torch.unique(pictures.tokens.at)) if pictures is not None else 0
+        record.frames = {"decoded": 0, "sampled": 0, "encoded": encoded, "kept": kept}
+        record.warnings += [
+            f"{code}: {text}"
+            for code, text in kept_context({s: made[s].features for s in made if s == "video"})
+        ]
+        record.encoder = {s: made[s].features.operator.model for s in made}
+        record.bytes = self.target.stat().st_size
+
+    def _close(self) -> RunRecord:
+        record = self.record
+        for name in ("scout", "decode", "encode", "compress", "write"):
+            record.seconds.setdefault(name, 0.0)
+        record.seconds["total"] = time.perf_counter() - self.began
+        record.seconds = {name: round(value, 4) for name, value in record.seconds.items()}
+        record.peak_rss_mb = round(peak_memory_mb(), 1)
+        if self.record.status == "done" and not record.tokens["total"]:
+            raise CacheError("nothing was encoded")
+        return record
