@@ -13,6 +13,12 @@ from torch import Tensor
 from tokpipe.encode._tower import Places
 
 Fit = Literal["pad", "squash", "crop"]
+Filter = Literal["bilinear", "bicubic", "lanczos"]
+_PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +89,34 @@ def fitted(
     Args:
         fill: uint8 [3] of what padding shows, the tower's mean colour.
     """
-    resized = _resized(pixels, frame.height, frame.width, bicubic=bicubic)
+    how: Filter = "bicubic" if bicubic else "bilinear"
+    return placed(resized(pixels, frame.height, frame.width, how), frame, canvas, fill)
+
+
+def placed(pixels: Tensor, frame: Frame, canvas: tuple[int, int], fill: Tensor) -> Tensor:
+    """Put pictures resized for ``frame``, uint8 [T, height, width, 3], on the canvas; cut to it."""
     top, left = max(0, -frame.top), max(0, -frame.left)
-    resized = resized[:, top : top + canvas[0], left : left + canvas[1]]
-    if tuple(resized.shape[1:3]) == canvas:
-        return resized
+    seen = pixels[:, top : top + canvas[0], left : left + canvas[1]]
+    if tuple(seen.shape[1:3]) == canvas:
+        return seen
     out = fill.to(pixels.device).expand(len(pixels), *canvas, 3).clone()
     y, x = max(0, frame.top), max(0, frame.left)
-    out[:, y : y + resized.shape[1], x : x + resized.shape[2]] = resized
+    out[:, y : y + seen.shape[1], x : x + seen.shape[2]] = seen
     return out
 
 
-def _resized(pixels: Tensor, height: int, width: int, *, bicubic: bool) -> Tensor:
+def resized(pixels: Tensor, height: int, width: int, how: Filter) -> Tensor:
+    """Resize uint8 [T, H, W, 3]. Off the CPU torch has no Lanczos filter: it is bicubic there."""
     if pixels.shape[1:3] == (height, width):
         return pixels
     if pixels.device.type == "cpu":
-        how = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
         made = [
-            np.asarray(Image.fromarray(picture).resize((width, height), how))
+            np.asarray(Image.fromarray(picture).resize((width, height), _PILLOW[how]))
             for picture in pixels.numpy()
         ]
         return torch.from_numpy(np.stack(made))
     moved = pixels.permute(0, 3, 1, 2).float()
     made_there = torch.nn.functional.interpolate(
-        moved, (height, width), mode="bicubic" if bicubic else "bilinear", antialias=True
+        moved, (height, width), mode="bilinear" if how == "bilinear" else "bicubic", antialias=True
     )
     return made_there.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

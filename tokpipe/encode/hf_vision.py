@@ -49,6 +49,8 @@ FAMILIES = {
     "smolvlm": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
     "idefics3": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
 }
+#: Kinds of model that take crops of a picture.
+TILED = frozenset({"llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,9 @@ class HfVision:
             that runs.
         fit: How a picture enters a tower of fixed size: padded, squashed, or its centre. Towers
             with variable grids ignore it.
+        tiles: Pictures enter as the model's images do, whole and in crops by its own rule, not as
+            frames of a video, whole alone. LLaVA-NeXT, LLaVA-OneVision, InternVL, SmolVLM and
+            Idefics3 only.
         min_pixels: Smallest area of a variable grid in pixels; 0 for the processor's own bound.
         max_pixels: Largest area of a variable grid in pixels; 0 for the processor's own bound.
     """
@@ -88,6 +93,7 @@ class HfVision:
     layer: Annotated[int, Field(ge=-1, le=200)] = -1
     attention_layer: Annotated[int, Field(ge=-1, le=200)] = -1
     fit: Literal["pad", "squash", "crop"] = "pad"
+    tiles: bool = False
     min_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     max_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
 
@@ -131,7 +137,7 @@ def family_of(settings: HfVision) -> Family:
     """The family of the model the settings name.
 
     Raises:
-        ModelError: Its ``model_type`` is none of ``FAMILIES``.
+        ModelError: Its ``model_type`` is none of ``FAMILIES``, or it takes no crops.
     """
     config = read_config(*config_source(settings))
     kind = str(getattr(config, "model_type", ""))
@@ -140,6 +146,11 @@ def family_of(settings: HfVision) -> Family:
             f"hf-vision cannot use `{settings.model}`: its kind `{kind}` has no vision front end "
             "here",
             hint="kinds that work: " + ", ".join(sorted(FAMILIES)),
+        )
+    if settings.tiles and kind not in TILED:
+        raise ModelError(
+            f"`{settings.model}` takes no crops of a picture",
+            hint="set tiles to false; kinds that take them: " + ", ".join(sorted(TILED)),
         )
     module, _, name = FAMILIES[kind].partition(":")
     made: Family = getattr(import_module(module), name)(config, settings)

@@ -1,0 +1,177 @@
+"""A loaded tower of one fixed size and its projector, as multimodal models join them.
+
+Letters: T pictures, K tiles of one, B = T K, P patches of a tile in a grid of g x g, p of them when
+some are left out, m = P / s^2 merge groups of s x s patches (raster order; inside a group raster
+order too), n tokens of a picture, D width of the tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from tokpipe.encode._hf_steps import Steps
+from tokpipe.encode._hf_views import Layout, Look, read_stamp, stamped
+from tokpipe.encode._tower import Encoded, Outline
+from tokpipe.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokpipe.tensors import Query
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontTower:
+    """A loaded tower and projector.
+
+    Attributes:
+        layout: What is seen of a picture of some height and width.
+        look: How its pixels become numbers.
+        post: Tokens are those after the projector.
+        project: Rows before the projector [..., s^2 D] to rows after it, token by token.
+        members: int64 [m, s^2], the patches of each merge group.
+        side: g where tokens are pooled after the projector, else 0.
+        newline: What ends a line of crops, where the model has that.
+        stamp: Prepared pictures carry their size, see ``_hf_views.stamped``.
+    """
+
+    outline: Outline
+    weights: str
+    layout: Callable[[int, int], Layout]
+    look: Look
+    steps: Steps
+    post: bool
+    project: nn.Module
+    members: Tensor
+    side: int
+    newline: Tensor | None
+    dtype: torch.dtype
+    stamp: bool
+
+    @torch.inference_mode()
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Tiles [T, K, 3, S, S] of uint8 [T, H, W, 3], in the tower's dtype."""
+        height, width = int(pixels.shape[1]), int(pixels.shape[2])
+        tiles = self.look.tiles(pixels, self.layout(height, width).views).to(self.dtype)
+        return stamped(tiles, height, width) if self.stamp else tiles
+
+    @torch.inference_mode()
+    def encode(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:
+        """Tokens of pictures, in the order the model packs them.
+
+        Args:
+            columns: Of the outline's extras: ``attention`` and ``attention_shallow`` float32
+                [T, n, H], the class token's row in its tile; ``received`` and
+                ``received_middle`` float32 [T, n]; ``keys`` [T, n, H, d]. Means over the patches
+                of a group; pooled where tokens are; 0 for newlines.
+        """
+        layout = None
+        if self.stamp:
+            prepared, height, width = read_stamp(prepared)
+            layout = self.layout(height, width)
+        shape = tuple(prepared.shape[:2])
+        rows, found = self.steps.run(self.steps.embed(prepared.flatten(0, 1)), columns)
+        data = _packed(self._tokens(_grouped(rows, self.members)), shape, layout, self.newline)
+        made = {name: self._pooled(_mean(v, self.members)) for name, v in found.items()}
+        return Encoded(
+            data=data, columns={name: _packed(v, shape, layout) for name, v in made.items()}
+        )
+
+    @torch.inference_mode()
+    def encode_kept(
+        self, prepared: Tensor, live: Tensor, columns: frozenset[str] = frozenset()
+    ) -> Encoded:
+        """Tokens ``live`` bool [n] of one picture [1, 1, 3, S, S], from their patches alone.
+
+        The class token always enters. Where tokens are pooled, so do all patches a live token
+        is made of.
+        """
+        if not self.outline.sparse:
+            raise ModelError("crops cannot be encoded in part", hint="set tiles to false")
+        live = live.to(self.members.device)
+        if not bool(live.any()):
+            whole = self.encode(prepared, columns)
+            none = {name: values[:, :0] for name, values in whole.columns.items()}
+            return Encoded(data=whole.data[:, :0], columns=none)
+        # Pooled tokens reach over their neighbours' patches.
+        groups = self._needed(live)
+        patches = torch.zeros(self.members.numel(), dtype=torch.bool, device=live.device)
+        patches[self.members[groups].flatten()] = True
+        members = (patches.cumsum(0) - 1)[self.members[groups]]
+        hidden = self.steps.embed(prepared.flatten(0, 1))
+        classes = torch.ones(self.steps.vit.prefix, dtype=torch.bool, device=live.device)
+        rows, found = self.steps.run(hidden[:, torch.cat([classes, patches])], columns)
+        made = {name: _mean(values, members) for name, values in found.items()}
+        made[""] = _grouped(rows, members)
+        if self.post:
+            made[""] = self.project(made[""])
+        if self.side:
+            made = {name: self._spread(values, groups)[:, live] for name, values in made.items()}
+        return Encoded(data=made.pop(""), columns=made)
+
+    def embed_text(self, text: str) -> Query:
+        """These front ends have no text tower.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            "a multimodal model's vision front end has no text tower",
+            hint="use an encoder with one, such as open-clip or a SigLIP model",
+        )
+
+    def _tokens(self, rows: Tensor) -> Tensor:
+        """Rows [B, m, s^2 D] as the stage has them."""
+        return self._pooled(self.project(rows)) if self.post else rows
+
+    def _pooled(self, values: Tensor) -> Tensor:
+        """Halve the grid bilinearly [B, P, ...] to [B, n, ...], where the model does."""
+        if not self.side:
+            return values
+        flat = values.flatten(2) if values.ndim > 2 else values[..., None]
+        grid = flat.reshape(len(flat), self.side, self.side, -1).permute(0, 3, 1, 2).contiguous()
+        half = math.ceil(self.side / 2)
+        made = interpolate(grid, size=(half, half), mode="bilinear").permute(0, 2, 3, 1)
+        return made.reshape(len(values), half * half, *values.shape[2:])
+
+    def _needed(self, live: Tensor) -> Tensor:
+        """Merge groups bool [m] that live tokens [n] are made of."""
+        if not self.side:
+            return live
+        every = torch.eye(len(self.members), device=live.device)
+        return (self._pooled(every[None])[0, live] > 0).any(0)
+
+    def _spread(self, values: Tensor, groups: Tensor) -> Tensor:
+        whole = values.new_zeros(1, len(groups), *values.shape[2:])
+        whole[:, groups] = values
+        return self._pooled(whole)
+
+
+def _packed(
+    values: Tensor, shape: tuple[int, ...], layout: Layout | None, newline: Tensor | None = None
+) -> Tensor:
+    """Values of pictures [T, n, ...] from those of their tiles [B, m, ...]; ``shape`` is T, K."""
+    whole = values.reshape(*shape, *values.shape[1:]).flatten(1, 2)
+    if layout is None:
+        return whole
+    flat = whole.reshape(*whole.shape[:2], -1)
+    end = flat.new_zeros(flat.shape[2]) if newline is None else newline
+    made = layout.arranged(flat, end)
+    return made.reshape(*made.shape[:2], *whole.shape[2:])
+
+
+def _grouped(rows: Tensor, members: Tensor) -> Tensor:
+    """Rows of groups [B, m, s^2 D] of rows of patches [B, P, D]."""
+    return rows if members.shape[1] == 1 else rows[:, members].flatten(2)
+
+
+def _mean(values: Tensor, members: Tensor) -> Tensor:
+    """Means over the patches of each group, [B, m, ...] of [B, P, ...]."""
+    if members.shape[1] == 1:
+        return values
+    return values[:, members].float().mean(2).to(values.dtype)
