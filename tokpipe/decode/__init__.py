@@ -9,7 +9,21 @@ if TYPE_CHECKING:
     from tokpipe.decode.pyav import MediaSource
     from tokpipe.spec import MediaInfo
 
-__all__ = ["open_media", "probe"]
+__all__ = ["open_media", "open_source", "probe"]
+
+
+def open_source(
+    path: str | Path,
+    info: MediaInfo,
+    *,
+    strict: bool = False,
+    decoder: str = "pyav",
+    device: str = "cpu",
+) -> MediaSource:
+    """Open a probed file with a reader of choice. See :mod:`tokpipe.decode._backends`."""
+    from tokpipe.decode._backends import open_source as run
+
+    return run(path, info, strict=strict, decoder=decoder, device=device)
 
 
 def probe(path: str | Path, *, video_stream: str = "auto", audio_stream: str = "auto") -> MediaInfo:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import torch
@@ -25,6 +25,7 @@ from tokpipe.decode._picture import DecodedPicture
 from tokpipe.decode._probe import SAMPLE_RATES, open_container, open_stream, reason
 from tokpipe.decode._timeline import FrameRanks, Timeline
 from tokpipe.errors import DecodeError
+from tokpipe.protocols import Picture
 from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk
 
@@ -55,6 +56,18 @@ class DecodeReport:
             self.notes.append((code, message))
 
 
+class StreamReader(Protocol):
+    """Turns the packets of one stream, in file order, into pictures or sound."""
+
+    def push(self, packet: Any) -> Iterator[Any]:
+        """What is ready after this packet."""
+        ...
+
+    def finish(self) -> Iterator[Any]:
+        """What is left at the end."""
+        ...
+
+
 class MediaSource:
     """An open media file; iterate :meth:`read` once.
 
@@ -70,7 +83,7 @@ class MediaSource:
         self.strict = strict
         self.report = DecodeReport()
 
-    def read(self) -> Iterator[DecodedPicture | AudioChunk]:
+    def read(self) -> Iterator[Picture | AudioChunk]:
         """Pictures in presentation order and audio blocks, as the file interleaves them.
 
         Raises:
@@ -78,9 +91,9 @@ class MediaSource:
         """
         with open_container(self.path) as box:
             timeline = open_timeline(box, self.info)
-            readers: dict[int, _VideoReader | _AudioReader] = {}
+            readers: dict[int, StreamReader] = {}
             if self.info.video is not None:
-                readers[self.info.video.index] = _VideoReader(self, box, timeline)
+                readers[self.info.video.index] = self._pictures(box, timeline)
             if self.info.audio is not None:
                 readers[self.info.audio.index] = _AudioReader(self, box, timeline)
             streams = [box.streams[i] for i in readers]
@@ -89,6 +102,10 @@ class MediaSource:
             for reader in readers.values():
                 yield from reader.finish()
             self._conclude(timeline)
+
+    def _pictures(self, box: Any, timeline: Timeline) -> StreamReader:
+        """What turns the packets of the video stream into pictures."""
+        return _VideoReader(self, box, timeline)
 
     def damage(self, what: str) -> None:
         """Count damage; raise under ``strict``."""
