@@ -285,14 +285,16 @@ def attention_rows(
         turn: Rotation of queries and keys.
         live: bool [B, n], False for padding no row attends to.
     """
-    asked = queries(seen, heads, rows, turn).float()
+    # Picture by picture, since the bits of a product depend on how many rows it has.
+    made = [heads.query(one) for one in seen.asked[:, rows].split(1)]  # type: ignore[no-untyped-call]
+    asked = torch.cat(made) if turn is None else turn(torch.cat(made), rows)
+    asked = asked.float()
     if heads.key_weight is None or turn is not None:
         logits = asked @ keys(seen, heads, turn).float().transpose(2, 3)
     else:
         # (q W) x instead of q (W x): one product a head in place of a key for every token.
-        # A single row would be multiplied by other code than several, to other bits.
-        some = torch.cat([asked, asked]) if len(asked) == 1 else asked
-        folded = torch.einsum("bhmk,hkd->bhmd", some, heads.key_weight.float())[: len(asked)]
+        weight = heads.key_weight.float()
+        folded = torch.stack([torch.bmm(picture, weight) for picture in asked])
         logits = folded.flatten(1, 2) @ seen.hidden.float().transpose(1, 2)
         logits = logits.reshape(*asked.shape[:3], -1)
     return _softmax(logits * heads.scale, live)

@@ -51,6 +51,12 @@ class Chosen:
     remote: bool = False
     quick_gelu: bool = False
 
+    @property
+    def label(self) -> str:
+        """The name without any folder of this machine."""
+        scheme, local, place = self.name.partition("local-dir:")
+        return f"{local}{Path(place).name}" if local else scheme
+
 
 def library() -> Any:
     """The module ``open_clip``. Raises MissingExtra when it is not installed."""

@@ -96,13 +96,22 @@ class OpenClipTower:
         On the CPU with ``fit="crop"`` (or ``squash``, for towers trained so) this is open_clip's
         own transform to the bit.
         """
+        made = self._fitted(pixels).permute(0, 3, 1, 2).to(self._mean.device).float()
+        made = made.div_(255).sub_(self._mean).div_(self._std)
+        layout = torch.channels_last if made.device.type == "cuda" else torch.contiguous_format
+        return made.to(self._dtype).contiguous(memory_format=layout)
+
+    def _fitted(self, pixels: Tensor) -> Tensor:
         canvas = self._trunk.canvas
         frame = frame_of(pixels.shape[1], pixels.shape[2], canvas, self._trunk.patch, self._fit)
-        fit = fitted(pixels, frame, canvas, bicubic=self._bicubic, fill=self._fill)
-        layout = torch.channels_last if pixels.device.type == "cuda" else torch.contiguous_format
-        made = fit.permute(0, 3, 1, 2).to(self._mean.device).float()
-        made = made.div_(255).sub_(self._mean).div_(self._std)
-        return made.to(self._dtype).contiguous(memory_format=layout)
+        if self._fit == "pad" and pixels.device.type == "cpu":
+            # No transform pads as we do, so there are no bits of Pillow's to match: torch's
+            # resize of bytes is within one grey level of it at a tenth of the time.
+            pixels = torch.nn.functional.interpolate(
+                pixels.permute(0, 3, 1, 2), (frame.height, frame.width),
+                mode="bicubic" if self._bicubic else "bilinear", antialias=True,
+            ).permute(0, 2, 3, 1)  # fmt: skip
+        return fitted(pixels, frame, canvas, bicubic=self._bicubic, fill=self._fill)
 
     @torch.inference_mode()
     def encode(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:

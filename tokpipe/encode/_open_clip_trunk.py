@@ -286,37 +286,46 @@ class Maps(Trunk):
 
     def __init__(self, visual: Any, text_dim: int) -> None:
         super().__init__(visual, text_dim)
-        trunk = getattr(visual, "trunk", None)
-        self.has_text_space = trunk is None or not _pools(visual.head)
+        self.trunk = getattr(visual, "trunk", None)
+        self.last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+        self.has_text_space = self.trunk is None or not _pools(visual.head)
         with torch.no_grad():
             where = next(visual.parameters())
-            found = self._map(where.new_empty(1, 3, *self.canvas), pooled=False)
-        self.dim = found["image_intermediates"][-1].shape[1]
-        high, wide = found["image_intermediates"][-1].shape[2:]
+            tokens, (high, wide) = self._map(where.new_empty(1, 3, *self.canvas))[1:]
+        self.dim = tokens.shape[2]
         self.grid, self.patch = (high, wide), (self.canvas[0] // high, self.canvas[1] // wide)
 
-    def _map(self, prepared: Tensor, *, pooled: bool) -> dict[str, Any]:
-        found: dict[str, Any] = self.visual.forward_intermediates(
-            prepared, indices=1, normalize_intermediates=True, intermediates_only=not pooled,
-            output_fmt="NCHW",
-        )  # fmt: skip
-        return found
+    def _map(self, prepared: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """The last map as the tower lays it out, its cells [T, n, D], its rows and columns."""
+        if self.trunk is None:
+            found = self.visual.forward_intermediates(
+                prepared, indices=1, intermediates_only=True, output_fmt="NCHW"
+            )["image_intermediates"][-1]
+        else:
+            found = self.trunk.forward_features(prepared)
+        cells = found if self.last else found.permute(0, 2, 3, 1)
+        return found, cells.flatten(1, 2), (cells.shape[1], cells.shape[2])
 
     def tokens(self, prepared: Tensor, *, pooled: bool) -> tuple[Tensor, Tensor | None]:
         """Tokens [T, n, D] in raster order, and the picture's vector [T, E] if asked for."""
-        found = self._map(prepared, pooled=pooled)
-        tokens = found["image_intermediates"][-1].flatten(2).transpose(1, 2)
-        return tokens, found.get("image_features")
+        found, tokens, _ = self._map(prepared)
+        return tokens, self._read(found) if pooled else None
+
+    def _read(self, found: Tensor) -> Tensor:
+        if self.trunk is None:
+            made: Tensor = self.visual.attnpool(found)
+        else:
+            made = self.visual.head(self.trunk.forward_head(found))
+        return made
 
     def alone(self, normed: Tensor) -> Tensor:
-        visual, rows = self.visual, normed.reshape(-1, normed.shape[2])
-        if hasattr(visual, "attnpool"):
-            pool = visual.attnpool
+        if self.trunk is None:
+            pool = self.visual.attnpool
             made = pool.c_proj(pool.v_proj(normed + pool.positional_embedding[1:].to(normed.dtype)))
         else:
-            last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
-            single = rows[:, None, None, :] if last else rows[:, :, None, None]
-            made = visual.head(visual.trunk.forward_head(single))
+            rows = normed.reshape(-1, normed.shape[2])
+            single = rows[:, None, None, :] if self.last else rows[:, :, None, None]
+            made = self._read(single)
         out: Tensor = made.reshape(*normed.shape[:2], -1)
         return out
 

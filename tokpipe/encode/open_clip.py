@@ -141,7 +141,7 @@ class OpenClip:
             )
         preprocess = chosen.preprocess
         about = {
-            "model": chosen.name, "tag": chosen.tag, "stage": self.stage, "kind": trunk.kind,
+            "model": chosen.label, "tag": chosen.tag, "stage": self.stage, "kind": trunk.kind,
             "patch": list(trunk.patch), "grid": list(trunk.grid), "merge": 1, "temporal_patch": 1,
             "image_size": list(trunk.canvas), "prefix": trunk.prefix, "layer": layers.tokens,
             "attention_layer": layers.deep, "shallow_layer": layers.shallow,
