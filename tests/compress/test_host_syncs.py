@@ -70,11 +70,11 @@ GROWING = {
 }
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that wait for the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -109,7 +109,8 @@ def transfers(work: Callable[[], object]) -> Counter[str]:
     """How often the device is waited for, by what."""
     with torch.no_grad(), _Calls() as calls, _Operations() as operations:
         work()
-    return +(calls.found + operations.found)
+    both: Counter[str] = calls.found + operations.found
+    return both
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -119,7 +120,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def of_rule(name: str, frames: int, budget: int | None) -> Counter[str]:
     """Transfers of one decision on so many frames of 20 tokens."""
     suite = ReducerSuite()
-    operator = suite.make(name)
+    operator: Any = suite.make(name)
     tokens, query = suite.tokens(operator, frames=frames), suite.query(operator)
     return transfers(lambda: expanded(operator.decide(tokens, budget, query)))
 
@@ -127,14 +128,15 @@ def of_rule(name: str, frames: int, budget: int | None) -> Counter[str]:
 def test_transfers_are_seen() -> None:
     values, rows = draw(6), torch.tensor([1, 2])
     works: tuple[Callable[[], object], ...] = (
-        lambda: values[0].item(), lambda: bool((values > 0).any()), lambda: float(values.sum()),
+        values[0].item, lambda: bool((values > 0).any()), lambda: float(values.sum()),
         lambda: int(rows.max()), values.tolist, values.numpy, lambda: values[values > 0],
         lambda: torch.nonzero(values), lambda: torch.equal(values, values),
         lambda: torch.repeat_interleave(values[:2], rows), lambda: torch.bincount(rows),
         lambda: torch.unique(rows), lambda: [v for v in values if v > 9],
     )  # fmt: skip
     assert all(transfers(work) for work in works)
-    assert not transfers(lambda: torch.where(values > 0, values, 0)[rows].topk(1).values.max())
+    quiet = transfers(lambda: torch.where(values > 0, values, 0.0).index_select(0, rows).topk(1))
+    assert not quiet
 
 
 @pytest.mark.parametrize("budget", [None, 5])
@@ -164,7 +166,5 @@ def test_neighbours_wait_for_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (1 << 20, 600):
         monkeypatch.setattr(_neighbors, "BLOCK", block)
         assert not transfers(lambda: most_alike(data, some, some))
-        for metric in ("cosine", "euclidean"):
-            assert not transfers(
-                lambda: top_neighbors(data, data, 4, metric=metric, exclude_self=True)  # type: ignore[arg-type]  # noqa: B023
-            )
+        assert not transfers(lambda: top_neighbors(data, data, 4, exclude_self=True))
+        assert not transfers(lambda: top_neighbors(data, data, 4, metric="euclidean"))
