@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from math import inf
+from typing import Literal
 
 Span = tuple[int, int]
 
@@ -37,7 +38,7 @@ class SpeechRules:
     min_silence: float = 100
     pad: float = 30
     split_silence: float = 98
-    split: str = "longest"
+    split: Literal["longest", "last"] = "longest"
 
     @property
     def quiet(self) -> float:
