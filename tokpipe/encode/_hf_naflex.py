@@ -66,18 +66,19 @@ class NaflexFamily(PlainFamily):
 class NaflexTower(PlainTower):
     """A loaded tower with variable grids.
 
-    ``prepare`` gives pictures, not patches, so that the grid is still to be seen: float32
+    ``prepare`` gives pictures, not patches, so that the grid is still to be seen:
     [T, 3, rows x patch, columns x patch].
     """
 
     _family: NaflexFamily
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """float32 [T, 3, h, w] with h and w whole patches, from uint8 [T, H, W, 3]."""
+        """[T, 3, h, w] in the tower's dtype with h and w whole patches, from uint8 [T, H, W, 3]."""
         family = self._family
         grid = family.grid_for(int(pixels.shape[1]), int(pixels.shape[2]))
         canvas = (grid[0] * family.patch[0], grid[1] * family.patch[1])
-        return family.pixels.placed(pixels, Frame(0, 0, *canvas), canvas)
+        made = family.pixels.placed(pixels, Frame(0, 0, *canvas), canvas)
+        return made.to(self._place[1])
 
     def _entered(self, prepared: Tensor) -> tuple[Tensor, dict[str, Any]]:
         shapes, patches = patches_of(prepared, self._family.patch[0])

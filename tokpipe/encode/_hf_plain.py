@@ -242,11 +242,11 @@ class PlainTower:
         self._text: TextTower | None = None
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """float32 [T, 3, h, w] of the tower's size from uint8 [T, H, W, 3]."""
+        """[T, 3, h, w] of the tower's size and dtype from uint8 [T, H, W, 3]."""
         family = self._family
         picture = (int(pixels.shape[1]), int(pixels.shape[2]))
         frame = frame_for(family.pixels, picture, family.canvas, family.patch, family.settings.fit)
-        return family.pixels.placed(pixels, frame, family.canvas)
+        return family.pixels.placed(pixels, frame, family.canvas).to(self._place[1])
 
     @torch.inference_mode()
     def encode(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:
