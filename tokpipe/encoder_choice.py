@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe import registry
-from tokpipe.card import BUILT_IN, card
+from tokpipe.card import BUILT_IN
 from tokpipe.errors import RecipeError
-from tokpipe.recipe import Recipe, load_recipe
+from tokpipe.recipe import Recipe, build, load_recipe
 from tokpipe.spec import MODALITIES, StepSpec
 
 _CARDS = Path(__file__).parent / "encode" / "cards"
@@ -123,13 +123,9 @@ def _with_tower(recipe: Recipe, stream: str, tower: StepSpec) -> tuple[StepSpec,
 
 def _of_signal(step: StepSpec) -> bool:
     """The rule works on cells of the signal: it needs what only the built-in encoders give."""
-    found = card(step.use)
-    if found.kind not in ("reducer", "projector"):
+    if registry.lookup(step.use).kind not in ("reducer", "projector"):
         return False
-    signal = hasattr(registry.load(step.use), "push") and not hasattr(
-        registry.load(step.use), "decide"
-    )
-    return signal or bool(BUILT_IN & {*found.needs}) or step.use in _SIGNAL
+    return step.use in _SIGNAL or bool(BUILT_IN & {*getattr(build(step), "needs", ())})
 
 
 #: Rules of the default recipe that name no need beyond a score.

@@ -117,7 +117,8 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     for option, value, allowed in (("precision", options.precision, get_args(Precision)),
                                  ("context", options.context, get_args(Context))):  # fmt: skip
         if value not in allowed:
-            raise RecipeError(f"unknown {option} `{value}`", hint=f"use one of: {', '.join(allowed)}")
+            listed = ", ".join(allowed)
+            raise RecipeError(f"unknown {option} `{value}`", hint=f"use one of: {listed}")
     chains = {
         stream: build_chain(stream, steps, made.fill, query=options.query is not None)
         for stream, steps in made.chains.items()

@@ -97,8 +97,8 @@ def _of_towers(offer: Offer, info: MediaInfo, chains: dict[str, Chain]) -> Offer
         offer.cells = tower_tokens(chains["video"], info)
     if audio is not None and offer.sound:
         operator = audio.encoder
-        size = operator.chunk / operator.outline().rate
-        whole = len(operator.times(operator.chunk))
+        size = operator.chunk() / operator.outline().rate
+        whole = len(operator.times(operator.chunk()))
         offer.sound = math.ceil(offer.sound * SOUND_CELL / size * whole)
         offer.sound_cell, offer.exact_audio = size / whole, False
     return offer

@@ -213,7 +213,7 @@ class SoundFeatures(_Features):
     ) -> None:  # fmt: skip
         super().__init__(operator, store, running, columns)
         self.samples, self.read = samples, read
-        self.chunk = int(operator.chunk)
+        self.chunk = int(operator.chunk())
 
     @property
     def chunks(self) -> int:

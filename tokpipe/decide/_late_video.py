@@ -13,6 +13,7 @@ from tokpipe.chain import Chain
 from tokpipe.decide._feed import CellFeed, TowerFeed
 from tokpipe.decide._video import VideoSide, frame_range
 from tokpipe.encode._tower import Places
+from tokpipe.errors import ModelError
 from tokpipe.late import Coverage, Survivors
 from tokpipe.spec import KIND_POOLED, Layout
 from tokpipe.tensors import Query, TokenBatch
@@ -57,6 +58,11 @@ class LateVideo:
         self.first, self.last = frame_range(feed, start, stop)
         self.frames, self._inner, self.pooled = self.last - self.first, None, None
         self.source = self.frames * self.each
+        if self.frames and not self.each:
+            raise ModelError(
+                "no token of this encoder lies half on so long and narrow a picture",
+                hint="use --fit squash",
+            )
         self.supply = Supply(self.source, self.source)
 
     @property
