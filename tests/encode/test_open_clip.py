@@ -1,88 +1,38 @@
-"""Tokens, columns, text and preprocessing of tiny open_clip models against the models' own."""
+"""Tokens of tiny open_clip models, and what is made of them, against the models' own code."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tokpipe.encode.open_clip import OpenClip
 from tokpipe.errors import ModelError, WeightsMismatch
 
-open_clip = pytest.importorskip("open_clip")
+pytest.importorskip("open_clip")
 pytest.importorskip("timm")
 
-TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-VIT = {"image_size": 32, "layers": 4, "width": 64, "head_width": 16, "patch_size": 8}
-TIMM = {"image_size": 160, "timm_pool": "token", "timm_proj": None}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "vit": {"vision_cfg": VIT},
-    "clipa": {"vision_cfg": {
-        **VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}},
-    "coca": {
-        "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 4,
-                       "attn_pooler_queries": 8, "output_tokens": True},
-        "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
-        "multimodal_cfg": {"context_length": 12, "width": 24, "heads": 2, "layers": 1},
-        "custom_text": True},
-    "timm": {"vision_cfg": {**TIMM, "timm_model_name": "test_vit"}, "custom_text": True},
-    "siglip": {"vision_cfg": {**TIMM, "timm_model_name": "test_vit3", "timm_pool": "map",
-                              "timm_proj": "linear"}, "custom_text": True},
-    "eva": {"vision_cfg": {**TIMM, "timm_model_name": "eva02_tiny_patch14_224",
-                           "image_size": 224}, "custom_text": True},
-    "resnet": {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}},
-    "convnext": {"vision_cfg": {**TIMM, "timm_model_name": "test_convnext", "timm_pool": "",
-                                "timm_proj": "linear"}},
-}  # fmt: skip
+
+def _beside(name: str) -> Any:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+models = _beside("clip_models")
+made, pictures = models.made, models.pictures
 BLOCKS = ["vit", "clipa", "coca", "timm", "siglip", "eva"]
 SPARSE = ["vit", "clipa", "coca", "timm", "siglip"]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A model of random weights, its folder, its checkpoint."""
-
-    model: Any
-    folder: Path
-    path: Path
-
-    def operator(self, **params: Any) -> OpenClip:
-        named = {"model": f"local-dir:{self.folder}", "weights": str(self.path), **params}
-        return OpenClip(**named)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    held: dict[str, Made] = {}
-
-    def make(kind: str) -> Made:
-        if kind not in held:
-            folder = tmp_path_factory.mktemp(kind)
-            config = {"embed_dim": 24, "text_cfg": TEXT, **CONFIGS[kind]}
-            (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-            torch.manual_seed(1)
-            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
-            for value in model.parameters():
-                # Zeros and ones that would hide a forgotten bias or norm.
-                value.data += 0.05 * torch.randn_like(value)
-            path = folder / "weights.safetensors"
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-            held[kind] = Made(model, folder, path)
-        return held[kind]
-
-    return make
-
-
-def pictures(count: int = 3, height: int = 90, width: int = 160) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
 def own_tokens(kind: str, model: Any, x: Tensor) -> Tensor:
@@ -102,7 +52,7 @@ def own_tokens(kind: str, model: Any, x: Tensor) -> Tensor:
         handle.remove()
         return caught[0][:, 1:]
     if kind == "resnet":
-        maps = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
+        maps: Tensor = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
         return maps.flatten(2).transpose(1, 2)
     found: Tensor = visual.trunk.forward_features(x)
     if kind == "convnext":
@@ -110,9 +60,9 @@ def own_tokens(kind: str, model: Any, x: Tensor) -> Tensor:
     return found[:, visual.trunk.num_prefix_tokens :]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", models.CONFIGS)
 def test_tokens_and_picture_vector_are_the_models_own(
-    kind: str, made: Callable[[str], Made]
+    kind: str, made: Callable[[str], Any]
 ) -> None:
     held = made(kind)
     tower = held.operator().load()
@@ -133,7 +83,7 @@ def test_tokens_and_picture_vector_are_the_models_own(
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_columns_change_no_token_and_have_their_shapes(
-    kind: str, made: Callable[[str], Made]
+    kind: str, made: Callable[[str], Any]
 ) -> None:
     tower = made(kind).operator().load()
     x = tower.prepare(pictures())
@@ -146,8 +96,8 @@ def test_columns_change_no_token_and_have_their_shapes(
         assert value.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_one_by_one_is_the_batch(kind: str, made: Callable[[str], Made]) -> None:
+@pytest.mark.parametrize("kind", models.CONFIGS)
+def test_one_by_one_is_the_batch(kind: str, made: Callable[[str], Any]) -> None:
     tower = made(kind).operator().load()
     x = tower.prepare(pictures(5))
     columns = frozenset(tower.outline.extras)
@@ -163,7 +113,7 @@ def test_one_by_one_is_the_batch(kind: str, made: Callable[[str], Made]) -> None
 
 
 @pytest.mark.parametrize("kind", SPARSE)
-def test_all_live_is_the_whole_picture(kind: str, made: Callable[[str], Made]) -> None:
+def test_all_live_is_the_whole_picture(kind: str, made: Callable[[str], Any]) -> None:
     tower = made(kind).operator().load()
     assert tower.outline.sparse
     x = tower.prepare(pictures(1))
@@ -178,7 +128,7 @@ def test_all_live_is_the_whole_picture(kind: str, made: Callable[[str], Made]) -
     assert tower.encode(x).data.shape[1] == n
 
 
-def test_kept_patches_keep_their_positions(made: Callable[[str], Made]) -> None:
+def test_kept_patches_keep_their_positions(made: Callable[[str], Any]) -> None:
     held = made("vit")
     tower, visual = held.operator().load(), held.model.visual
     x = tower.prepare(pictures(1))
@@ -196,14 +146,14 @@ def test_kept_patches_keep_their_positions(made: Callable[[str], Made]) -> None:
         tower.encode_kept(x, torch.zeros(16, dtype=torch.bool))
 
 
-def test_towers_with_rotary_positions_refuse_kept_patches(made: Callable[[str], Made]) -> None:
+def test_towers_with_rotary_positions_refuse_kept_patches(made: Callable[[str], Any]) -> None:
     tower = made("eva").operator().load()
     assert not tower.outline.sparse
     with pytest.raises(ModelError, match="without the others"):
         tower.encode_kept(tower.prepare(pictures(1)), torch.ones(256, dtype=torch.bool))
 
 
-def test_other_blocks_are_taken_as_they_are(made: Callable[[str], Made]) -> None:
+def test_other_blocks_are_taken_as_they_are(made: Callable[[str], Any]) -> None:
     held = made("vit")
     x = held.operator().load().prepare(pictures())
     with torch.inference_mode():
@@ -218,7 +168,7 @@ def test_other_blocks_are_taken_as_they_are(made: Callable[[str], Made]) -> None
 
 @pytest.mark.parametrize("kind", ["vit", "clipa", "coca", "timm", "siglip", "resnet", "convnext"])
 def test_text_space_is_the_towers_own_head_on_one_token(
-    kind: str, made: Callable[[str], Made]
+    kind: str, made: Callable[[str], Any]
 ) -> None:
     held = made(kind)
     tower = held.operator().load()
@@ -253,9 +203,7 @@ def test_text_space_is_the_towers_own_head_on_one_token(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["vit", "coca", "siglip", "eva", "resnet"])
-def test_half_precision_runs_and_is_near(
-    kind: str, dtype: str, made: Callable[[str], Made]
-) -> None:
+def test_half_precision_runs_and_is_near(kind: str, dtype: str, made: Callable[[str], Any]) -> None:
     full, half = made(kind).operator().load(), made(kind).operator().load(dtype=dtype)
     assert half.weights == full.weights
     columns = frozenset(full.outline.extras)
@@ -272,14 +220,14 @@ def test_half_precision_runs_and_is_near(
         )
 
 
-def test_a_column_nobody_gives_is_refused(made: Callable[[str], Made]) -> None:
+def test_a_column_nobody_gives_is_refused(made: Callable[[str], Any]) -> None:
     tower = made("resnet").operator().load()
     with pytest.raises(ModelError, match="gives no keys") as caught:
         tower.encode(tower.prepare(pictures(1)), frozenset({"keys"}))
     assert "frame_embedding" in (caught.value.hint or "")
 
 
-def test_the_digest_is_of_the_weights(made: Callable[[str], Made]) -> None:
+def test_the_digest_is_of_the_weights(made: Callable[[str], Any]) -> None:
     held = made("vit")
     tower = held.operator().load()
     assert held.operator(digest=tower.weights).load().weights == tower.weights
