@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokpipe.device import pick_device
 from tokpipe.errors import ResourceError
 from tokpipe.spec import MediaInfo
 
@@ -26,10 +27,10 @@ def open_source(
         info: As :func:`tokpipe.decode.probe` described it.
         strict: Raise DecodeError at the first damage; only ``pyav`` can.
         decoder: One of ``DECODERS``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; ``pyav`` always decodes on the CPU.
+        device: As ``pick_device`` takes it; ``pyav`` always decodes on the CPU.
 
     Raises:
-        ResourceError: No such reader, or it cannot be strict.
+        ResourceError: No such reader or device, or it cannot be strict.
     """
     if decoder == "pyav":
         from tokpipe.decode.pyav import MediaSource
@@ -38,7 +39,7 @@ def open_source(
     if decoder == "torchcodec":
         from tokpipe.decode.torchcodec import TorchcodecSource
 
-        return TorchcodecSource(Path(path), info, strict=strict, device=device)
+        return TorchcodecSource(Path(path), info, strict=strict, device=_place(device))
     raise ResourceError(f"unknown decoder `{decoder}`", hint=f"use {' or '.join(DECODERS)}")
 
 
@@ -47,6 +48,7 @@ def backend_key(decoder: str = "pyav", device: str = "cpu") -> dict[str, str]:
 
     Raises:
         MissingExtra: torchcodec is asked for and not installed.
+        ResourceError: It is to decode on a device that is not there.
     """
     import av
 
@@ -54,5 +56,11 @@ def backend_key(decoder: str = "pyav", device: str = "cpu") -> dict[str, str]:
     if decoder == "torchcodec":
         from tokpipe.decode.torchcodec import versions
 
-        made |= versions() | {"decode_device": device.partition(":")[0]}
+        made |= versions() | {"decode_device": _place(device).partition(":")[0]}
     return made
+
+
+def _place(device: str) -> str:
+    """Where torchcodec decodes for a device: on it where it is a CUDA one, else on the CPU."""
+    found = pick_device(device)
+    return str(found) if found.type == "cuda" else "cpu"
