@@ -143,6 +143,23 @@ def test_only_the_front_end_is_loaded(tiny: Any) -> None:
         tower.encode(tower.prepare(models.pictures(1)), frozenset(("attention",)))
 
 
+@pytest.mark.parametrize("only", [False, True], ids=["own", "front-end-alone"])
+def test_names_of_tensors_in_other_checkpoints(tiny: Any, tmp_path: Path, only: bool) -> None:
+    """The model's own names, as trainers save them, and its parts alone."""
+    from safetensors.torch import save_file
+
+    for file in Path(tiny.path).glob("*.json"):
+        shutil.copy(file, tmp_path)
+    state = {f"model.{k}": v.contiguous() for k, v in tiny.model.state_dict().items()}
+    if only:
+        # Nothing but the front end, named from it on.
+        parts = ("model.visual.", "model.vision_model.", "model.projector.")
+        state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith(parts)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = HfVision(model=str(tmp_path)).load()
+    assert found.weights == tiny.of().load().weights
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision(tiny: Any, dtype: str) -> None:
     pictures = models.pictures(2, 50, 91)

@@ -157,7 +157,10 @@ class PatchFamily:
     ) -> PatchTower:
         """See ``Family``."""
         outline = self.outline()
-        made = front_end(self._model(), self.config, self.settings, drop=("language_model",))
+        # The whole model's class: the library renames tensors of older layouts, and takes those
+        # of its own, only for it.
+        drop = ("model.language_model", "lm_head")
+        made = front_end(self._model(), self.config, self.settings, drop=drop).model
         weights = digest_of(*self._parts(made))
         visual, project, tower = self._tower(placed(made, device, dtype))
         register()
@@ -221,9 +224,9 @@ class Qwen2VlFamily(PatchFamily):
     rope = "mrope: (t, h, w), t the grid's index"
 
     def _model(self) -> type[nn.Module]:
-        from transformers import Qwen2VLModel
+        from transformers import Qwen2VLForConditionalGeneration
 
-        return Qwen2VLModel
+        return Qwen2VLForConditionalGeneration
 
     def _width(self) -> int:
         return int(self.vision.embed_dim)
@@ -238,9 +241,9 @@ class Qwen25VlFamily(PatchFamily):
     rope = "mrope: (t, h, w), t in seconds by tokens_per_second"
 
     def _model(self) -> type[nn.Module]:
-        from transformers import Qwen2_5_VLModel
+        from transformers import Qwen2_5_VLForConditionalGeneration
 
-        return Qwen2_5_VLModel
+        return Qwen2_5_VLForConditionalGeneration
 
     def _layout(self) -> Layout:
         merge = int(self.vision.spatial_merge_size)
@@ -259,9 +262,9 @@ class Qwen3VlFamily(PatchFamily):
     rope = "interleaved mrope: each temporal patch a block of its own, after a timestamp"
 
     def _model(self) -> type[nn.Module]:
-        from transformers import Qwen3VLModel
+        from transformers import Qwen3VLForConditionalGeneration
 
-        return Qwen3VLModel
+        return Qwen3VLForConditionalGeneration
 
     def _layout(self) -> Layout:
         side = int(self.vision.num_position_embeddings**0.5)
@@ -288,9 +291,9 @@ class VideoLlama3Family(PatchFamily):
         super().__init__(config, settings)
 
     def _model(self) -> type[nn.Module]:
-        from transformers import VideoLlama3Model
+        from transformers import VideoLlama3ForConditionalGeneration
 
-        return VideoLlama3Model
+        return VideoLlama3ForConditionalGeneration
 
     def _layout(self) -> Layout:
         # The tower takes any merge; processors say which, that of images another than of videos.

@@ -49,8 +49,10 @@ FAMILIES = {
     "smolvlm": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
     "idefics3": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
 }
-#: Kinds of model that take crops of a picture.
-TILED = frozenset({"llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3"})
+#: Kinds of model that take an image otherwise than a frame: in crops, or (VideoLLaMA3) unmerged.
+TILED = frozenset(
+    {"llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3", "video_llama_3"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,9 @@ class HfVision:
             that runs.
         fit: How a picture enters a tower of fixed size: padded, squashed, or its centre. Towers
             with variable grids ignore it.
-        tiles: Pictures enter as the model's images do, whole and in crops by its own rule, not as
-            frames of a video, whole alone. LLaVA-NeXT, LLaVA-OneVision, InternVL, SmolVLM and
-            Idefics3 only.
+        tiles: Pictures enter as images do, whole and in crops by the model's own rule (LLaVA-NeXT,
+            LLaVA-OneVision, InternVL, SmolVLM, Idefics3) or with a token for every patch
+            (VideoLLaMA3), not as frames of a video, once.
         min_pixels: Smallest area of a variable grid in pixels; 0 for the processor's own bound.
         max_pixels: Largest area of a variable grid in pixels; 0 for the processor's own bound.
     """
@@ -150,7 +152,8 @@ def family_of(settings: HfVision) -> Family:
     if settings.tiles and kind not in TILED:
         raise ModelError(
             f"`{settings.model}` takes no crops of a picture",
-            hint="set tiles to false; kinds that take them: " + ", ".join(sorted(TILED)),
+            hint="set tiles to false; kinds whose images are not frames: "
+            + ", ".join(sorted(TILED)),
         )
     module, _, name = FAMILIES[kind].partition(":")
     made: Family = getattr(import_module(module), name)(config, settings)
