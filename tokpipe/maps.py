@@ -124,15 +124,18 @@ class TokenMap:
                                  num_sources=num_sources)  # fmt: skip
 
     @staticmethod
-    def mean(group: Tensor, num_groups: int, *, anchor: Tensor | None = None) -> TokenMap:
+    def mean(
+        group: Tensor, num_groups: int, *, anchor: Tensor | None = None, whole: bool = False
+    ) -> TokenMap:
         """Average each group.
 
         Args:
             group: int64 [N], the row each source goes to, -1 dropped.
             num_groups: K.
             anchor: int64 [K]; default the first source of each group.
+            whole: No source is dropped; saves waiting for the device to count them.
         """
-        return TokenMap._grouped(group, num_groups, None, anchor)
+        return TokenMap._grouped(group, num_groups, None, anchor, whole)
 
     @staticmethod
     def mass_mean(
@@ -150,10 +153,15 @@ class TokenMap:
 
     @staticmethod
     def _grouped(
-        group: Tensor, num_groups: int, mass: Tensor | None, anchor: Tensor | None
+        group: Tensor,
+        num_groups: int,
+        mass: Tensor | None,
+        anchor: Tensor | None,
+        whole: bool = False,
     ) -> TokenMap:
         n = group.shape[0]
-        src = torch.nonzero(group >= 0).flatten()
+        every = torch.arange(n, device=group.device)
+        src = every if whole else torch.nonzero(group >= 0).flatten()
         dst = group[src].to(torch.int64)
         raw = torch.ones(src.shape[0], device=group.device) if mass is None else mass[src].float()
         total = torch.zeros(num_groups, device=group.device).index_add_(0, dst, raw)

@@ -35,12 +35,12 @@ FREE = (
     "a-tome-greedy", "a-tome-pairs", "adjacent-merge", "affinity-pooling", "ast-topk",
     "bilinear", "cdpruner", "chat-univi", "dart", "dpc-fixed-ratio", "dpc-knn", "dtd-feature",
     "dtd-pixel", "dymu", "dynamic-vlm", "dyntok", "evtp-ivs", "fastadasp", "folder", "fourier",
-    "framefusion", "gprune", "grid-pool", "hermes-eco", "hermes-setr", "holitom", "llava-video",
-    "longvu-frames", "longvu-stc", "matryoshka", "max-min", "metok-events", "mustdrop",
-    "omnizip", "pact", "pact-euti", "pool-1d", "pool-2d", "prunevid", "pumer", "random", "rlt",
-    "sa-map", "scene-middle", "segmentwise", "silence-gate", "slowfast-llava", "speechprune",
-    "stc-pruner", "streamingtom", "sttm", "text-score", "tome", "top-k", "tosa", "trim",
-    "uniform", "uniform-tokens", "vidcom2", "video-chatgpt", "vispruner",
+    "framefusion", "gprune", "grid-pool", "hermes-eco", "hermes-setr", "holitom", "illava",
+    "llava-video", "longvu-frames", "longvu-stc", "matryoshka", "max-min", "metok-events",
+    "mustdrop", "omnizip", "pact", "pact-euti", "pool-1d", "pool-2d", "prunevid", "pumer",
+    "random", "rlt", "sa-map", "scene-middle", "segmentwise", "silence-gate", "slowfast-llava",
+    "speechprune", "stc-pruner", "streamingtom", "sttm", "text-score", "tome", "top-k", "tosa",
+    "trim", "uniform", "uniform-tokens", "vidcom2", "video-chatgpt", "visionzip", "vispruner",
 )  # fmt: skip
 #: Those that grow, and why.
 GROWING = {
@@ -54,7 +54,6 @@ GROWING = {
     "globalcom2": "each frame's tiles are read by themselves",
     "hiprune": "neighbours that fall outside the frame are left out, frame by frame",
     "hired": "each frame's tiles are read by themselves",
-    "illava": "each frame gives up its own tokens",
     "mob": "each frame proposes its own number of picks",
     "moviechat": "merges until the memory fits",
     "pact-dbdpc": "covers the densest tokens until all are covered",
@@ -64,7 +63,6 @@ GROWING = {
     "scissor": "joins components until none changes",
     "showui-graph": "joins components of each frame and bisects its threshold",
     "vilamp": "greedy: a frame hides those like it",
-    "visionzip": "each frame merges its own rest",
     "vqtoken-kmeans": "goes on until no label changes",
     "vscan": "each frame merges its own rest",
 }

@@ -23,8 +23,10 @@ from tokpipe.compress.similarity.pact_dbdpc import PactDbdpc
 from tokpipe.compress.similarity.showui_graph import ShowuiGraph
 from tokpipe.compress.similarity.vqtoken_kmeans import VqtokenKmeans
 from tokpipe.errors import RecipeError
+from tokpipe.frames import each_frame
 from tokpipe.tensors import Query, TokenBatch
 from tokpipe.testing.golden import frame_tokens, group_of
+from tokpipe.testing.suites import sample_tokens
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -241,3 +243,18 @@ def test_neighbours_follow_the_clusters() -> None:
     tokens = frame_tokens(draw(20, 4))
     same = DpcKnn(k=6).decide(tokens, 6)
     assert torch.equal(DpcKnn(k="clusters").decide(tokens, 6).dst, same.dst)
+
+
+@pytest.mark.parametrize("budget", [None, 1, 2, 9, 40, 61, 88, 90])
+def test_dpc_knn_of_frames_side_by_side_is_that_of_each(budget: int | None) -> None:
+    tokens = sample_tokens(frames=5, rows=4, cols=5)
+    # Frames of several sizes, their tokens in any order.
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(3))
+    tokens = tokens.take(order[order % 10 != 7])
+    rule = DpcKnn(clusters=6)
+    found = rule.decide(tokens, budget)
+    expected = each_frame(tokens, budget, rule.decide)
+    assert torch.equal(found.anchor, expected.anchor)
+    assert torch.equal(found.dst[found.src.argsort()], expected.dst[expected.src.argsort()])
+    both = (f.score if f.score is not None else torch.zeros(0) for f in (found, expected))
+    torch.testing.assert_close(*both, equal_nan=True, rtol=1e-4, atol=1e-4)

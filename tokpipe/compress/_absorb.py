@@ -31,12 +31,17 @@ def best_first(score: Tensor) -> Tensor:
     return torch.argsort(score, descending=True, stable=True)
 
 
-def others(n: int, *parts: Tensor) -> Tensor:
-    """Indices int64 of 0 .. N - 1 that are in none of ``parts``, ascending."""
-    free = torch.ones(n, dtype=torch.bool, device=parts[0].device)
+def others(n: int, *parts: Tensor, distinct: bool = False) -> Tensor:
+    """Indices int64 of 0 .. N - 1 that are in none of ``parts``, ascending.
+
+    Where the parts hold every index once, ``distinct`` saves waiting for the device to count.
+    """
+    taken = torch.zeros(n, dtype=torch.uint8, device=parts[0].device)
     for part in parts:
-        free[part] = False
-    return torch.nonzero(free).flatten()
+        taken.index_fill_(0, part, 1)
+    if distinct:
+        return torch.argsort(taken, stable=True)[: n - sum(part.shape[0] for part in parts)]
+    return torch.nonzero(taken == 0).flatten()
 
 
 def owners(data: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
@@ -57,19 +62,22 @@ def owners(data: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def absorb(group: Tensor, anchor: Tensor, combine: Combine = "mean") -> TokenMap:
+def absorb(
+    group: Tensor, anchor: Tensor, combine: Combine = "mean", *, whole: bool = False
+) -> TokenMap:
     """Rows made of a kept token and the tokens given to it, each source in one row.
 
     Args:
         group: int64 [N] row of each token, -1 dropped.
         anchor: int64 [K] the kept token of each row.
         combine: How a row's data is made.
+        whole: No token is dropped.
     """
-    merged = TokenMap.mean(group, anchor.shape[0], anchor=anchor)
+    merged = TokenMap.mean(group, anchor.shape[0], anchor=anchor, whole=whole)
     if combine == "mean":
         return merged
     own = merged.src == anchor[merged.dst]
-    taken = torch.bincount(merged.dst, minlength=anchor.shape[0]) - 1
+    taken = torch.zeros_like(anchor).index_add_(0, merged.dst, torch.ones_like(merged.dst)) - 1
     weight = torch.where(own, 1.0, 1.0 / taken[merged.dst].clamp(min=1))
     return replace(merged, weight=weight)
 

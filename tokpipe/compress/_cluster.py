@@ -121,12 +121,7 @@ def peaks_of_each(
         K is the largest count.
     """
     (size, n, dim), device = data.shape, data.device
-    present, wanted, near = _sizes(data, count, neighbours, valid)
-    if valid is None and isinstance(count, int) and isinstance(neighbours, int):
-        sizes = [[n] * size, [min(count, n)] * size, [max(1, min(neighbours, n))] * size]
-    else:
-        # One transfer for all sizes that shapes depend on.
-        sizes = torch.stack([present, wanted, near]).tolist()
+    present, wanted, near, sizes = _sizes(data, count, neighbours, valid)
     centre = torch.full((size, max(sizes[1], default=0)), -1, dtype=torch.int64, device=device)
     label = torch.full((size, n), -1, dtype=torch.int64, device=device)
     score = torch.full((size, n), -torch.inf, dtype=torch.float64, device=device)
@@ -153,23 +148,29 @@ def peaks_of_each(
         which = _nearest(square, hearts, inside)
         if order is None:
             score[a:b], label[a:b], centre[a:b, :k] = made, which, hearts
-            continue
-        score[a:b].scatter_(1, order, made)
-        label[a:b].scatter_(1, order, which)
-        if k:
+        else:
+            score[a:b].scatter_(1, order, made)
+            label[a:b].scatter_(1, order, which)
+        if order is not None and k:
             centre[a:b, :k] = torch.where(hearts < 0, -1, order.gather(1, hearts.clamp(min=0)))
     return EachPeaks(centre, label, score)
 
 
 def _sizes(
     data: Tensor, count: int | Tensor, neighbours: int | Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that take part, clusters and rows in the density of each cloud, int64 [B]."""
+) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
+    """Rows that take part, clusters and rows in the density of each cloud, int64 [B]; as lists."""
     size, n, _ = data.shape
     present = torch.full((size,), n, device=data.device) if valid is None else valid.sum(1)
     wanted = torch.as_tensor(count, device=data.device).expand(size)
     near = torch.as_tensor(neighbours, device=data.device).expand(size)
-    return present, torch.minimum(wanted, present), torch.minimum(near, present).clamp(min=1)
+    wanted, near = torch.minimum(wanted, present), torch.minimum(near, present).clamp(min=1)
+    if valid is None and isinstance(count, int) and isinstance(neighbours, int):
+        sizes = [[part] * size for part in (n, min(count, n), max(1, min(neighbours, n)))]
+    else:
+        # One transfer for all sizes that shapes depend on.
+        sizes = torch.stack([present, wanted, near]).tolist()
+    return present, wanted, near, sizes
 
 
 def _squares(data: Tensor, order: Tensor | None) -> Tensor:

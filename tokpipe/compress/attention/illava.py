@@ -77,7 +77,7 @@ class ILlava:
         n, device = len(tokens), received.device
         remove = min(self.r, max(0, n - 1)) if budget is None else max(0, n - budget)
         lowest = torch.argsort(received, stable=True)[: remove + 1]
-        kept = others(n, lowest[:-1])
+        kept = others(n, lowest[:-1], distinct=True)
         row = torch.empty(n, dtype=torch.int64, device=device)
         row[kept] = torch.arange(kept.shape[0], device=device)
         row[lowest] = row[lowest[-1:]]

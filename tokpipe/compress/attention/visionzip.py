@@ -20,7 +20,14 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.compress._absorb import absorb, best_first, flat_keys, others, owners
+from tokpipe.compress._absorb import (
+    Combine,
+    absorb,
+    best_first,
+    flat_keys,
+    others,
+    owners,
+)
 from tokpipe.compress._columns import head_mean
 from tokpipe.frames import each_frame
 from tokpipe.spec import Layout, Scope, Where
@@ -95,15 +102,17 @@ class VisionZip:
             attention = attention.clone()
             attention[0] = torch.inf
         top = best_first(attention)[: dominant + self.class_token].sort().values
-        rest = others(n, top)
-        step = max(1, rest.shape[0] // max(1, contextual))
+        if not contextual:
+            return TokenMap.keep(top, n, score=attention[top])
+        rest = others(n, top, distinct=True)
+        step = max(1, rest.shape[0] // contextual)
         target = rest[::step][:contextual]
         anchor = torch.cat([top, target])
-        group = torch.full((n,), -1, dtype=torch.int64, device=device)
-        if contextual:
-            group[rest] = top.shape[0] + owners(keys, target, rest)
+        group = torch.empty(n, dtype=torch.int64, device=device)
+        group[rest] = top.shape[0] + owners(keys, target, rest)
         group[anchor] = torch.arange(anchor.shape[0], device=device)
-        made = absorb(group, anchor, "added" if self.compat == "released" else "mean")
+        combine: Combine = "added" if self.compat == "released" else "mean"
+        made = absorb(group, anchor, combine, whole=True)
         return replace(made, score=attention[anchor])
 
     def _counts(self, n: int, budget: int | None) -> tuple[int, int]:
