@@ -269,6 +269,32 @@ def test_long_text_is_cut_into_segments_and_nothing_is_lost(made: Callable[[str]
     torch.testing.assert_close(query.pooled[1], tower.embed_text(" ".join(words[10:])).pooled[0])
 
 
+def test_text_through_a_tokenizer_of_the_hub(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as kinds
+
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    words = {"[PAD]": 0, "[UNK]": 1, **{f"w{i}": i + 2 for i in range(30)}}
+    fast = Tokenizer(kinds.WordLevel(words, special["unk_token"]))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **special)
+    wrapped.save_pretrained(tmp_path)
+    config = {
+        "embed_dim": 24, "vision_cfg": models.VIT, "custom_text": True,
+        "text_cfg": {**models.TEXT, "hf_tokenizer_name": "itself", "vocab_size": 32,
+                     "pool_type": "last"},
+    }  # fmt: skip
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    tower = OpenClip(model=f"local-dir:{tmp_path}", weights="random").load()
+    said = [f"w{i}" for i in range(30)]
+    query = tower.embed_text(" ".join(said))
+    # Twelve words a segment; where special pieces lie is the tokenizer's secret.
+    assert query.pooled.shape == (3, 24)
+    assert query.tokens is None
+    torch.testing.assert_close(query.pooled[1], tower.embed_text(" ".join(said[12:24])).pooled[0])
+
+
 def test_no_text_is_still_a_vector(made: Callable[[str], Any]) -> None:
     query = made("vit").operator().load().embed_text("")
     assert query.pooled.shape == (1, 24)

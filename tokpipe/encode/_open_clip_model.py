@@ -183,6 +183,8 @@ def load(chosen: Chosen) -> Any:
             f"`{chosen.name}` has no pretrained weights that open_clip could fetch",
             hint="name a local checkpoint with --weights PATH",
         )
+    if hasattr(model, "text_decoder"):
+        del model.text_decoder  # CoCa's captions are not for us
     return model.eval().requires_grad_(False)
 
 
