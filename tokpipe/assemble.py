@@ -269,8 +269,6 @@ def describe_run(
     info: MediaInfo, bank: Bank, chains: dict[str, Chain], warnings: Iterable[str]
 ) -> dict[str, Any]:
     """Clock, decoding, encoders and warnings."""
-    import av
-
     meta = bank.meta
     out: dict[str, Any] = {}
     video, audio = info.video, info.audio
@@ -279,7 +277,7 @@ def describe_run(
         "audio": audio.start if audio else None, "end": max(meta["video_end"], meta["audio_end"]),
     }  # fmt: skip
     out["tokpipe.decode"] = {
-        "backend": "pyav", "av": av.__version__,
+        **meta["reader"],
         "damaged": meta["damaged"], "frames": meta["decoded"],
         "sampled": meta["steps"], "normalised": [code for code, _ in _notes(info, bank)],
     }  # fmt: skip

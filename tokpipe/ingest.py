@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from tokpipe import __version__
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
 from tokpipe.chain import Chain
+from tokpipe.decode import open_source
+from tokpipe.decode._backends import backend_key
 from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
@@ -48,35 +51,42 @@ class Ingested:
 
 def ingest(
     path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep: bool = True,
-    strict: bool = False, batch_size: int = 16, depth: int = 2, progress: Progress | None = None,
+    strict: bool = False, decoder: str = "pyav", device: str = "cpu", batch_size: int = 16,
+    depth: int = 2, progress: Progress | None = None,
 ) -> Ingested:  # fmt: skip
     """Find the bank entry of a file, or make it.
 
     Args:
+        decoder: Reader of the pictures, ``pyav`` or ``torchcodec``; ``device`` is where the latter
+            decodes.
         keep: Leave the entry in the bank; otherwise it vanishes with the returned object's run.
         batch_size: Frames handed over together; results do not depend on it.
         depth: Batches the decoder may run ahead.
         progress: Called with stage, media seconds done and in all.
     """
     root = bank_root()
-    key = bank_key(info, chains, strict)
+    key = bank_key(info, chains, strict, decoder, device)
     if keep and (bank := Bank.find(key, root)) is not None:
         return Ingested(bank, True, key, {"decode": 0.0, "encode": 0.0})
     writer = BankWriter(key if keep else None, root)
     with writer:
-        run = _Run(path, info, chains, writer, strict, batch_size, progress)
+        source = partial(open_source, path, strict=strict, decoder=decoder, device=device)
+        reader = backend_key(decoder, device)
+        run = _Run(source, reader, info, chains, writer, batch_size, progress)
         meta = run.fill(depth)
         bank = writer.commit(meta)
     return Ingested(bank, False, key if keep else None, run.seconds)
 
 
-def bank_key(info: MediaInfo, chains: dict[str, Chain], strict: bool) -> str:
+def bank_key(
+    info: MediaInfo, chains: dict[str, Chain], strict: bool, decoder: str = "pyav",
+    device: str = "cpu",
+) -> str:  # fmt: skip
     """Digest chain of everything the entry depends on."""
-    import av
     import PIL
 
     policy = {
-        "backend": "pyav", "av": av.__version__, "pillow": PIL.__version__,
+        **backend_key(decoder, device), "pillow": PIL.__version__,
         "torch": torch.__version__,
         "video": info.video.index if info.video else None,
         "audio": info.audio.index if info.audio else None, "strict": strict,
@@ -87,8 +97,8 @@ def bank_key(info: MediaInfo, chains: dict[str, Chain], strict: bool) -> str:
 
 class _Run:
     def __init__(
-        self, path: Path, info: MediaInfo, chains: dict[str, Chain], writer: BankWriter,
-        strict: bool, batch_size: int, progress: Progress | None,
+        self, source: Callable[[MediaInfo], MediaSource], reader: dict[str, str], info: MediaInfo,
+        chains: dict[str, Chain], writer: BankWriter, batch_size: int, progress: Progress | None,
     ) -> None:  # fmt: skip
         # What no chain wants is not decoded either.
         left_out = [n for n in ("video", "audio") if getattr(info, n) and n not in chains]
@@ -98,7 +108,7 @@ class _Run:
             audio=info.audio if "audio" in chains else None,
             other_streams=(*info.other_streams, *left_out),
         )
-        self.source = MediaSource(path, info, strict=strict)
+        self.source, self.reader = source(info), reader
         self.info, self.writer, self.batch_size, self.progress = info, writer, batch_size, progress
         self.video = chains.get("video") if info.video is not None else None
         self.audio = chains.get("audio") if info.audio is not None else None
@@ -192,6 +202,7 @@ class _Run:
             "steps": self.steps, "samples": self.samples, "cells": self.cells,
             "columns": sorted(type(self.audio.encoder).extras) if self.audio else [],
             "maxima": [float(m) for m in mel.window_maxima] if mel is not None else [],
+            "reader": self.reader,
             "decoded": report.frames, "damaged": report.damaged,
             "video_end": report.video_end, "audio_end": report.audio_end,
             "notes": [list(note) for note in report.notes],

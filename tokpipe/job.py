@@ -18,6 +18,7 @@ from tokpipe.towers import Running
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Context = Literal["frame", "kept"]
+Decoder = Literal["pyav", "torchcodec"]
 DEFAULT_BUDGET = "2048"
 DEFAULT_RECIPE = "auto"
 
@@ -33,6 +34,8 @@ class Options:
         keep_bank: Leave decoded pictures and sound in the bank for the next run.
         strict: Fail at the first damage.
         query: What the user asks, for rules that need it; takes an encoder with a text tower.
+        decoder: Reader of the pictures: ``pyav``, the reference, or ``torchcodec`` for plain files,
+            which decodes on ``device``.
         precision: What towers compute in: float32, bfloat16, float16; auto: float32 on the CPU,
             else bfloat16. Features are stored in it.
         context: ``frame`` encodes whole pictures, ``kept`` only their live tokens.
@@ -55,6 +58,7 @@ class Options:
     batch_size: int = 16
     prefetch: int = 2
     query: str | None = None
+    decoder: Decoder = "pyav"
     precision: Precision = "auto"
     context: Context = "frame"
     compiled: bool = False
@@ -95,6 +99,7 @@ class Job:
             "layout": o.layout, "audio_share": o.audio_share,
             "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
             "audio_stream": o.audio_stream, "strict": o.strict,
+            **({} if o.decoder == "pyav" else {"decoder": o.decoder}),
         }  # fmt: skip
 
 
@@ -115,7 +120,8 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
         raise RecipeError(f"audio share {options.audio_share} is not within 0 to 1")
     pick_device(options.device)
     for option, value, allowed in (("precision", options.precision, get_args(Precision)),
-                                 ("context", options.context, get_args(Context))):  # fmt: skip
+                                   ("context", options.context, get_args(Context)),
+                                   ("decoder", options.decoder, get_args(Decoder))):  # fmt: skip
         if value not in allowed:
             listed = ", ".join(allowed)
             raise RecipeError(f"unknown {option} `{value}`", hint=f"use one of: {listed}")

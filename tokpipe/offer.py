@@ -84,10 +84,12 @@ class Offer:
 
 
 def find_offer(
-    path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep_bank: bool, strict: bool
-) -> Offer:
+    path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep_bank: bool, strict: bool,
+    decoder: str = "pyav", device: str = "cpu",
+) -> Offer:  # fmt: skip
     """Look into the bank, else at the packets with the recipe's own sampler."""
-    return _of_towers(_of_signal(path, info, chains, keep_bank, strict), info, chains)
+    key = bank_key(info, chains, strict, decoder, device) if keep_bank else None
+    return _of_towers(_of_signal(path, info, chains, key), info, chains)
 
 
 def _of_towers(offer: Offer, info: MediaInfo, chains: dict[str, Chain]) -> Offer:
@@ -112,10 +114,8 @@ def tower_tokens(chain: Chain, info: MediaInfo) -> int:
     return each_picture(places, (grid.rows, grid.cols))
 
 
-def _of_signal(
-    path: Path, info: MediaInfo, chains: dict[str, Chain], keep_bank: bool, strict: bool
-) -> Offer:
-    bank = Bank.find(bank_key(info, chains, strict), bank_root()) if keep_bank else None
+def _of_signal(path: Path, info: MediaInfo, chains: dict[str, Chain], key: str | None) -> Offer:
+    bank = None if key is None else Bank.find(key, bank_root())
     if bank is not None:
         with closing(bank):
             rows, cols = bank.meta["grid"][:2] if bank.meta["grid"] else (0, 0)

@@ -17,7 +17,7 @@ from tokpipe.budget import THIN_AUDIO, Budget, Supply, split_modalities
 from tokpipe.chain import Chain
 from tokpipe.decide import BLOCK, CHUNK, POOL, complete, is_stream, together
 from tokpipe.decode import probe
-from tokpipe.device import peak_memory_mb
+from tokpipe.device import peak_memory_mb, pick_device
 from tokpipe.digest import fingerprint
 from tokpipe.errors import BudgetError, UnsupportedMedia, error_context
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
@@ -129,7 +129,13 @@ class _Planner:
                 hint="use a recipe with a video and an audio chain, such as auto",
             )
         self.offer = find_offer(
-            path, self.info, self.chains, keep_bank=o.keep_bank, strict=o.strict
+            path,
+            self.info,
+            self.chains,
+            keep_bank=o.keep_bank,
+            strict=o.strict,
+            decoder=o.decoder,
+            device=str(pick_device(o.device)),
         )
 
     def plan(self) -> Plan:

@@ -18,7 +18,7 @@ from tokpipe.cache.writer import CacheWriter, sweep_stale
 from tokpipe.chain import Chain
 from tokpipe.decide import AudioSide, Demand, candidates, decide
 from tokpipe.decode import probe
-from tokpipe.device import peak_memory_mb
+from tokpipe.device import peak_memory_mb, pick_device
 from tokpipe.digest import fingerprint
 from tokpipe.errors import (
     BudgetError,
@@ -142,6 +142,7 @@ class _Item:
             )
         found = ingest(
             self.path, info, chains, keep=o.keep_bank, strict=o.strict,
+            decoder=o.decoder, device=str(pick_device(o.device)),
             batch_size=o.batch_size, depth=o.prefetch, progress=self.progress,
         )  # fmt: skip
         try:

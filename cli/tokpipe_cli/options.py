@@ -29,6 +29,13 @@ AudioStream = Annotated[
         rich_help_panel=_INPUT,
     ),
 ]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        metavar="READER", rich_help_panel=_INPUT,
+        help="pyav (the reference), or torchcodec for plain files: on the --device.",
+    ),
+]  # fmt: skip
 Strict = Annotated[
     bool,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,41 @@ class Towers:
             if value is not None and not any(option in step.params for step in made):
                 raise UsageProblem(f"no encoder given has a {option}", hint=f"leave out --{option}")
         return made
+
+
+#: Options of a command that are fields of ``Options`` under the same name.
+_PLAIN = frozenset(
+    (
+        *("video_stream", "audio_stream", "strict", "full_hash", "decoder", "layout"),
+        *("audio_share", "audio_codec", "force", "device", "pool", "batch_size", "prefetch"),
+        *("query", "precision", "context", "encode_batch"),
+    )
+)
+
+
+def request_from(given: Mapping[str, Any]) -> Request:
+    """Read the options of ``compress`` or ``plan``, by the names of its parameters.
+
+    Raises:
+        UsageProblem, TokpipeError: As :func:`make_request`.
+    """
+    named = {name: given[name] for name in ("budget", "ratio", "threshold", "cells", "fps")}
+    return make_request(given["recipe"], towers=towers_from(given), **named, **options_from(given))
+
+
+def options_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``Options`` a command was given."""
+    plain = {name: value for name, value in given.items() if name in _PLAIN}
+    return {
+        **plain, "keep_bank": not given["no_bank"], "compiled": bool(given.get("compile_", False))
+    }  # fmt: skip
+
+
+def towers_from(given: Mapping[str, Any]) -> Towers:
+    """What ``--encoder`` and its companions say."""
+    return Towers(
+        given["encoder"] or [], given["weights"] or [], fit=given["fit"], stage=given["stage"]
+    )
 
 
 def make_request(

@@ -38,15 +38,15 @@ def _stirred(model: Any) -> Any:
 
 
 def _tokenizer() -> Any:
-    first, last = "<s>", "</s>"
-    vocab = {first: 0, last: 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(60)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    first, last, other = "<s>", "</s>", "<unk>"
+    vocab = {first: 0, last: 1, other: 2} | {f"w{i}": i + 3 for i in range(60)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=other))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(first, 0), (last, 1)]
     )
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=first, eos_token=last, unk_token="<unk>",
+        tokenizer_object=made, bos_token=first, eos_token=last, unk_token=other,
         pad_token=last, model_max_length=12,
     )  # fmt: skip
 

@@ -53,9 +53,9 @@ def test_tokens_are_those_of_the_rebuilt_frames(
             kept = torch.from_numpy(frame.mask == 3)[None]
             places = operator.places(*frame.pixels.shape[:2])
             live = Coverage.of(places, *frame.mask.shape).live(kept)[0]
-            rows = tower.encode(tower.prepare(torch.from_numpy(frame.pixels)[None])).data[0][live]
-            own.append(rows)
-            times += [frame.pts] * len(rows)
+            whole = tower.encode(tower.prepare(torch.from_numpy(frame.pixels)[None]))
+            own.append(whole.data[0][live])
+            times += [frame.pts] * len(own[-1])
             frames += bool(live.any())
         before = cache.tokens()["audio"]
         clip = np.asarray(cache.column("audio.clip"))

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokpipe.decide import survivors_of
-from tokpipe.encode._fit import frame_of, places_of
+from tokpipe.encode._fit import Fit, frame_of, places_of
 from tokpipe.encode._tower import Places
 from tokpipe.encode.pixels import cell_tokens
 from tokpipe.late import Coverage, Survivors
 from tokpipe.tensors import TokenBatch
 
 
-def naive(places: Places, kept: torch.Tensor) -> list[bool]:
-    """At least half of the box in kept cells, by a fine raster of sample points."""
+def naive(places: Places, kept: torch.Tensor) -> list[float]:
+    """Part of each box in kept cells, by a fine raster of sample points."""
     rows, cols = kept.shape
     out = []
     for y0, x0, y1, x1 in places.box.tolist():
@@ -27,13 +27,14 @@ def naive(places: Places, kept: torch.Tensor) -> list[bool]:
         fine = ((r >= 0) & (r < rows))[:, None] & ((c >= 0) & (c < cols))[None]
         value = kept.numpy()[np.clip(r, 0, rows - 1)][:, np.clip(c, 0, cols - 1)] & fine
         out.append(float(value.mean()))
-    return out  # type: ignore[return-value]
+    return out
 
 
 @given(st.data())
 def test_live_is_half_a_box_in_kept_cells(data: st.DataObject) -> None:
     rows, cols = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 8))
-    fit = data.draw(st.sampled_from(["pad", "squash", "crop"]))
+    fits: list[Fit] = ["pad", "squash", "crop"]
+    fit = data.draw(st.sampled_from(fits))
     frame = frame_of(rows * 28, cols * 28, (64, 64), (16, 16), fit)
     places = places_of(frame, (64, 64), (4, 4))
     kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows * cols,
@@ -51,10 +52,11 @@ def test_padding_is_never_live(size: tuple[int, int]) -> None:
     places = places_of(frame, (224, 224), (7, 7))
     whole = torch.ones(1, 9, 16, dtype=torch.bool)
     live = Coverage.of(places, 9, 16).live(whole)[0]
-    share = (places.box[:, 2].clamp(0, 1) - places.box[:, 0].clamp(0, 1)) / (
-        places.box[:, 2] - places.box[:, 0]
-    ) * (places.box[:, 3].clamp(0, 1) - places.box[:, 1].clamp(0, 1)) / (
-        places.box[:, 3] - places.box[:, 1]
+    share = (
+        (places.box[:, 2].clamp(0, 1) - places.box[:, 0].clamp(0, 1))
+        / (places.box[:, 2] - places.box[:, 0])
+        * (places.box[:, 3].clamp(0, 1) - places.box[:, 1].clamp(0, 1))
+        / (places.box[:, 3] - places.box[:, 1])
     )
     assert live.tolist() == (share >= 0.5).tolist()
     assert 0 < int(live.sum()) <= 49

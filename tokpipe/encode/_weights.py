@@ -24,7 +24,9 @@ def digest_of(*modules: nn.Module | None) -> str:
         for name, tensor in _sorted(module):
             head = [part, name, str(tensor.dtype), list(tensor.shape)]
             total.update(canonical_json(head).encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
     return f"sha256:{total.hexdigest()}"
 
 
@@ -57,7 +59,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever a foreign file makes the readers raise
+    except Exception as error:
         raise WeightsMismatch(
             f"`{path.name}` cannot be read as weights: {error}",
             hint="use a .safetensors file, or a torch file that holds tensors only",

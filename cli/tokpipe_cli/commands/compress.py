@@ -33,6 +33,7 @@ def compress(
     video_stream: o.VideoStream = "auto",
     audio_stream: o.AudioStream = "auto",
     strict: o.Strict = False,
+    decoder: o.Decoder = "pyav",
     full_hash: o.FullHash = False,
     budget: o.BudgetText = None,
     ratio: o.Ratio = None,
@@ -68,23 +69,16 @@ def compress(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Compress media files to token caches of at most so many tokens with times and places."""
+    given = dict(locals())
     from tokpipe.batch import expand
     from tokpipe_cli.commands.plan import run_plan
-    from tokpipe_cli.request import Towers, check_early, check_inputs, make_request
+    from tokpipe_cli.request import check_early, check_inputs, request_from
 
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     check_early(recipe, budget=budget, ratio=ratio, threshold=threshold)
     manifest = expand(inputs)
     check_inputs(manifest)
-    request = make_request(
-        recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
-        towers=Towers(encoder or [], weights or [], fit=fit, stage=stage),
-        query=query, precision=precision, context=context,
-        compiled=compile_, encode_batch=encode_batch,
-        layout=layout, audio_share=audio_share, audio_codec=audio_codec, pool=pool,
-        video_stream=video_stream, audio_stream=audio_stream, strict=strict, full_hash=full_hash,
-        keep_bank=not no_bank, force=force, device=device, batch_size=batch_size, prefetch=prefetch,
-    )  # fmt: skip
+    request = request_from(given)
     job = request.prepare()
     if dry_run:
         raise typer.Exit(run_plan(manifest, job, screen))

@@ -24,10 +24,29 @@ EPILOG = (
 )
 
 
+_Files = Annotated[
+    list[Path], typer.Argument(help="Token caches of the signal domain.", metavar="FILE")
+]
+_Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", "-b", metavar="TOKENS", rich_help_panel="Budget",
+        show_default="as many as the cache holds",
+        help="Most tokens of the encoded streams: 2048, video=1536,audio=512 or 10%.",
+    ),
+]  # fmt: skip
+_Rules = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", metavar="RECIPE", rich_help_panel="Recipe",
+        show_default="the farthest apart; sound: alike neighbours merge",
+        help="Rules that meet the budget: a method by name, or a line such as 'dycoke'.",
+    ),
+]  # fmt: skip
+
+
 def encode(
-    files: Annotated[
-        list[Path], typer.Argument(help="Token caches of the signal domain.", metavar="FILE")
-    ],
+    files: _Files,
     encoder: o.Encoder = None,
     weights: o.Weights = None,
     fit: o.Fit = None,
@@ -37,23 +56,9 @@ def encode(
     context: o.Context = "frame",
     compile_: o.Compile = False,
     encode_batch: o.EncodeBatch = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget", "-b", metavar="TOKENS", rich_help_panel="Budget",
-            show_default="as many as the cache holds",
-            help="Most tokens of the encoded streams: 2048, video=1536,audio=512 or 10%.",
-        ),
-    ] = None,
+    budget: _Budget = None,
     layout: o.Layout = "ragged",
-    rules: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe", "-r", metavar="RECIPE", rich_help_panel="Recipe",
-            show_default="the farthest apart; sound: alike neighbours merge",
-            help="Rules that meet the budget: a method by name, or a line such as 'dycoke'.",
-        ),
-    ] = None,
+    rules: _Rules = None,
     output: o.Output = None,
     force: o.Force = False,
     no_bank: o.NoBank = False,
@@ -63,26 +68,23 @@ def encode(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Encode the pictures and the sound of token caches with neural encoders.
 
     Only what a cache kept becomes tokens; a stream without an encoder stays as it is.
     """
-    from tokpipe_cli.request import Towers, late_rules
+    given = dict(locals())
+    from tokpipe_cli.request import late_rules, options_from, towers_from
 
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     if not encoder:
         raise UsageProblem(
             "no --encoder given", hint="name one, such as --encoder open_clip:ViT-B-32"
         )
-    steps = Towers(encoder, weights or [], fit=fit, stage=stage).steps()
+    steps = towers_from(given).steps()
     from tokpipe.run import Options
 
-    settings: dict[str, Any] = {"layout": layout, "precision": precision, "context": context}
-    options = Options(
-        force=force, keep_bank=not no_bank, device=device, pool=pool, query=query,
-        compiled=compile_, encode_batch=encode_batch, **settings,
-    )  # fmt: skip
+    options = Options(**options_from(given))
     if output is not None and len(files) > 1:
         Path(output).mkdir(parents=True, exist_ok=True)
     run = _Run(screen, steps, late_rules(rules), options, budget)

@@ -29,6 +29,7 @@ def plan(
     video_stream: o.VideoStream = "auto",
     audio_stream: o.AudioStream = "auto",
     strict: o.Strict = False,
+    decoder: o.Decoder = "pyav",
     full_hash: o.FullHash = False,
     budget: o.BudgetText = None,
     ratio: o.Ratio = None,
@@ -56,17 +57,11 @@ def plan(
 
     A count is exact, or an upper bound marked with "at most".
     """
+    given = dict(locals())
     from tokpipe.batch import expand
-    from tokpipe_cli.request import Towers, make_request
+    from tokpipe_cli.request import request_from
 
-    request = make_request(
-        recipe, budget=budget, ratio=ratio, threshold=threshold, cells=cells, fps=fps,
-        towers=Towers(encoder or [], weights or [], fit=fit, stage=stage),
-        query=query, precision=precision, context=context,
-        layout=layout, audio_share=audio_share, pool=pool, video_stream=video_stream,
-        audio_stream=audio_stream, strict=strict, full_hash=full_hash, keep_bank=not no_bank,
-        device=device,
-    )  # fmt: skip
+    request = request_from(given)
     screen = Screen(json=as_json, quiet=quiet, debug=debug)
     raise typer.Exit(run_plan(expand(inputs), request.prepare(), screen))
 
