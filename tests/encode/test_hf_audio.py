@@ -265,6 +265,71 @@ def test_refuses_what_a_family_has_not(models: dict[str, tuple[Any, str]]) -> No
         operator(models, "voxtral", layer=1).outline()
 
 
+# Columns.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("samples", [16_000, 9_001])
+def test_columns_are_the_last_blocks(
+    models: dict[str, tuple[Any, str]], kind: str, samples: int
+) -> None:
+    tower: Any = operator(models, kind).load()
+    assert set(tower.outline.extras) == {"attention", "received", "keys", "queries"}
+    wave = kinds.sound(samples)
+    [item] = tower.encode([wave], frozenset(tower.outline.extras))
+    n = len(tower.times(samples))
+    assert torch.equal(item.data[0], encoded(tower, wave))
+    assert item.columns["received"].shape == (1, n)
+    assert item.columns["keys"].shape == item.columns["queries"].shape == (1, n, 2, 16)
+    attention = item.columns["attention"]
+    assert attention.shape == ((1, n, 2) if kind == "ast" else (1, n))
+    own = _attention_by_hand(tower, wave)
+    if kind == "ast":
+        torch.testing.assert_close(attention[0].T, _in_time(own[:, 0, 2:], n), atol=1e-6, rtol=0)
+        per_place = _in_time(own.mean((0, 1))[None, 2:], n)[0]
+    else:
+        per_place = own.mean((0, 1))
+    size = {"qwen2_audio": 2, "qwen2_5_omni": 2, "voxtral": 4}.get(kind, 1)
+    expected = per_place[: n * size].reshape(n, size).mean(1)
+    torch.testing.assert_close(item.columns["received"][0], expected, atol=1e-6, rtol=0)
+    assert tower.encode([wave], frozenset({"keys"}))[0].columns.keys() == {"keys"}
+    assert tower.encode([torch.zeros(1)], frozenset({"keys"}))[0].columns["keys"].shape[0] == 1
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("qwen2_5_omni", 6), ("qwen3_omni", 24)])
+def test_attention_stays_in_its_stretch(
+    models: dict[str, tuple[Any, str]], kind: str, seconds: int
+) -> None:
+    tower = operator(models, kind).load()
+    [item] = tower.encode([kinds.sound(seconds * 16_000)], frozenset({"received"}))
+    size = 2 if kind == "qwen2_5_omni" else 1
+    sums = item.columns["received"][0].view(3, -1).sum(1) * size
+    torch.testing.assert_close(sums, torch.ones(3))
+
+
+def _attention_by_hand(tower: Any, wave: Tensor) -> Tensor:
+    """Attention [H, P, P] of the last block among the places that are sound or attend to it."""
+    attention = tower.family.attending(tower.tower)
+    caught: list[Tensor] = []
+    handles = [
+        part.register_forward_hook(lambda _m, _a, out: caught.append(out))
+        for part in (attention.q_proj, attention.k_proj)
+    ]
+    tower.encode([wave])
+    for handle in handles:
+        handle.remove()
+    query, key = (one.reshape(-1, 2, 16).transpose(0, 1) for one in caught)
+    if type(tower.family).__name__ == "Qwen2AudioSound":
+        places = (-(-len(wave) // 160) - 1) // 2 + 1
+        query, key = query[:, :places], key[:, :places]
+    return (query @ key.transpose(1, 2) / 4).softmax(-1)
+
+
+def _in_time(values: Tensor, tokens: int) -> Tensor:
+    """[H, 5 x 9] in the network's order to [H, tokens] in order of time."""
+    return values.view(len(values), 5, 9).transpose(1, 2).flatten(1)[:, :tokens]
+
+
 # Weights and settings.
 
 
@@ -356,3 +421,15 @@ def test_picture_is_the_extractors_to_the_bit(bins: int, samples: int) -> None:
 def test_picture_of_almost_nothing() -> None:
     made = whisper_picture(kinds.sound(180), 80, 180)
     assert made.shape == (80, 1) and made.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_towers_stay_near(models: dict[str, tuple[Any, str]]) -> None:
+    for kind in ("whisper", "qwen2_5_omni"):
+        plain, fast = (operator(models, kind).load(compile=c) for c in (False, True))
+        for samples in (16_000, 9_000):
+            wave = kinds.sound(samples)
+            torch.testing.assert_close(encoded(fast, wave), encoded(plain, wave), atol=1e-5, rtol=0)
+            [item] = fast.encode([wave], frozenset({"keys"}))
+            assert torch.equal(item.data[0], encoded(plain, wave)) and "keys" in item.columns

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokpipe.encode._attend import Seen, attention_rows, heads_of
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
@@ -19,6 +20,7 @@ from tokpipe.encode._hf_sound import (
 )
 from tokpipe.encode._kaldi_fbank import ast_fbank
 from tokpipe.encode._lengths import HOP, patch_grid
+from tokpipe.encode._sound_columns import COLUMNS, place_columns
 from tokpipe.encode._sound_tower import catching, spans_of_edges
 from tokpipe.encode._tower import Outline
 
@@ -44,13 +46,19 @@ class AstSound:
         self.rows, self.cols = patch_grid(config.num_mel_bins, config.max_length, patch, strides)
         self._mean_std: tuple[float, float] | None = None
 
+    @property
+    def hooked(self) -> bool:
+        """See ``Sound``."""
+        return self.settings.layer >= 0
+
     def outline(self) -> Outline:
         """See ``Sound``."""
         facts = about(
             self.settings, family=self.config.model_type, chunk_exact=True,
             window_samples=self.chunk, mel_bins=self.config.num_mel_bins, rows=self.rows,
         )  # fmt: skip
-        return Outline(dim=int(self.config.hidden_size), rate=16_000, about=facts)
+        width = int(self.config.hidden_size)
+        return Outline(dim=width, extras=COLUMNS, rate=16_000, about=facts)
 
     def _heard(self, samples: int) -> int:
         """Columns of patches that begin before the sound's end."""
@@ -89,5 +97,23 @@ class AstSound:
             with catching(tower.layers, self.settings.layer) as caught:
                 tower(features)
             hidden = caught[0]
-        patches = hidden[0, -self.rows * self.cols :].view(self.rows, self.cols, -1)
+        return self._in_time(hidden[0], samples)
+
+    def _in_time(self, rows: Tensor, samples: int) -> Tensor:
+        """Patches [n, ...] in order of time, of rows that begin with the special tokens."""
+        patches = rows[-self.rows * self.cols :].reshape(self.rows, self.cols, *rows.shape[1:])
         return patches.transpose(0, 1)[: self._heard(samples)].flatten(0, 1)
+
+    def attending(self, tower: Any) -> nn.Module:
+        """See ``Sound``: the last block that runs."""
+        module: nn.Module = tower.layers[-1].attention
+        return module
+
+    def columns(
+        self, module: nn.Module, seen: Seen, samples: int, wanted: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """See ``Sound``; ``attention`` is that of the class token, [1, n, H]."""
+        made = place_columns(module, seen, [0, seen.hidden.shape[1]], wanted)
+        if "attention" in wanted:
+            made["attention"] = attention_rows(seen, heads_of(module))[0, :, 0].T
+        return {name: self._in_time(value, samples)[None] for name, value in made.items()}

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tokpipe.encode import _lengths as lengths
+from tokpipe.encode._attend import Seen
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
@@ -24,6 +25,7 @@ from tokpipe.encode._hf_sound import (
     whisper_picture,
 )
 from tokpipe.encode._lengths import HOP
+from tokpipe.encode._sound_columns import COLUMNS, place_columns, pooled
 from tokpipe.encode._sound_tower import catching, even_times, output_of, spans_of_edges
 from tokpipe.encode._tower import Outline
 
@@ -55,6 +57,11 @@ class Qwen25OmniSound:
         window = int(self.audio.n_window)
         return 2 * window if window % 2 == 0 else 4 * window
 
+    @property
+    def hooked(self) -> bool:
+        """See ``Sound``."""
+        return self.settings.layer >= 0 or self.settings.stage == "pre_projector"
+
     def outline(self) -> Outline:
         """See ``Sound``."""
         width = self.audio.output_dim
@@ -64,7 +71,7 @@ class Qwen25OmniSound:
             self.settings, family=self.config.model_type, floor="window", chunk_exact=True,
             window_samples=self._unit() * HOP, mel_bins=self.audio.num_mel_bins,
         )  # fmt: skip
-        return Outline(dim=int(width), rate=16_000, about=facts)
+        return Outline(dim=int(width), extras=COLUMNS, rate=16_000, about=facts)
 
     def _columns(self, samples: int) -> int:
         """Columns of a chunk: its extractor fills the last with zeros."""
@@ -115,6 +122,26 @@ class Qwen25OmniSound:
         own: Tensor = tower(**fed).last_hidden_state
         return own
 
+    def attending(self, tower: Any) -> nn.Module:
+        """See ``Sound``: the last block that runs."""
+        module: nn.Module = tower.layers[-1].self_attn
+        return module
+
+    def columns(
+        self, module: nn.Module, seen: Seen, samples: int, wanted: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """See ``Sound``."""
+        made = place_columns(module, seen, self._borders(self._columns(samples)), wanted)
+        return pooled(made, self._size(), len(self.times(samples)))
+
+    def _size(self) -> int:
+        """Places of one token."""
+        return 2 if self.settings.layer < 0 else 1
+
+    def _borders(self, columns: int) -> list[int]:
+        """Places between which attention stays."""
+        return lengths.qwen25_borders(lengths.stretches([columns], self.audio.n_window))
+
     def _fed(self, features: Tensor) -> dict[str, Any]:
         """Arguments of the tower, its windows worked out here: no value is read off the device."""
         columns = features.shape[1]
@@ -136,7 +163,7 @@ class Qwen25OmniSound:
             "valid_indices": torch.tensor(places, device=device),
             "pool_indices": torch.tensor(lengths.qwen25_pairs([columns]), device=device),
             # On the CPU: the attention of each block turns it into a list.
-            "cu_seqlens": torch.tensor(lengths.qwen25_borders(pieces), dtype=torch.int32),
+            "cu_seqlens": torch.tensor(self._borders(columns), dtype=torch.int32),
         }
 
 
@@ -150,6 +177,13 @@ class Qwen3OmniSound(Qwen25OmniSound):
 
     def _columns(self, samples: int) -> int:
         return lengths.mel_columns(samples)
+
+    def _size(self) -> int:
+        return 1
+
+    def _borders(self, columns: int) -> list[int]:
+        window, reach = int(self.audio.n_window), int(self.audio.n_window_infer)
+        return lengths.qwen3_borders([columns], window, reach)
 
     def times(self, samples: int) -> Tensor:
         """See ``Sound``."""
@@ -167,10 +201,9 @@ class Qwen3OmniSound(Qwen25OmniSound):
         return whisper_picture(wave, self.audio.num_mel_bins, wave.shape[0])
 
     def _windows(self, columns: int, pieces: list[int], device: torch.device) -> dict[str, Tensor]:
-        window, reach = int(self.audio.n_window), int(self.audio.n_window_infer)
+        window = int(self.audio.n_window)
         counts = [lengths.qwen3_omni_tokens(n, window) for n in pieces]
-        borders = lengths.qwen3_borders([columns], window, reach)
         return {
             "valid_indices": torch.tensor(lengths.filled_places(counts), device=device),
-            "cu_seqlens": torch.tensor(borders, dtype=torch.int32),
+            "cu_seqlens": torch.tensor(self._borders(columns), dtype=torch.int32),
         }

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokpipe.encode._attend import Seen
 from tokpipe.encode._hf_load import config_source, front_end, library
 from tokpipe.encode._hf_sound import (
     about,
@@ -20,6 +21,7 @@ from tokpipe.encode._hf_sound import (
     whisper_picture,
 )
 from tokpipe.encode._lengths import HOP, halved, mel_columns, qwen2_audio_tokens
+from tokpipe.encode._sound_columns import COLUMNS, place_columns, pooled
 from tokpipe.encode._sound_tower import catching, even_times
 from tokpipe.encode._tower import Outline
 
@@ -51,13 +53,18 @@ class WhisperSound:
     def _projects(self) -> bool:
         return False
 
+    @property
+    def hooked(self) -> bool:
+        """See ``Sound``."""
+        return self.settings.layer >= 0
+
     def outline(self) -> Outline:
         """See ``Sound``."""
         facts = about(
             self.settings, family=self.config.model_type, floor="window", chunk_exact=True,
             window_samples=self.chunk, mel_bins=self.audio.num_mel_bins,
         )  # fmt: skip
-        return Outline(dim=self._dim(), rate=16_000, about=facts)
+        return Outline(dim=self._dim(), extras=COLUMNS, rate=16_000, about=facts)
 
     def _dim(self) -> int:
         return int(self.audio.d_model)
@@ -85,6 +92,26 @@ class WhisperSound:
     def tokens(self, tower: Any, projector: Any, features: Tensor, samples: int) -> Tensor:
         """See ``Sound``."""
         return self._hidden(tower, features, None)[0, : len(self.times(samples))]
+
+    def attending(self, tower: Any) -> nn.Module:
+        """See ``Sound``: the last block that runs."""
+        module: nn.Module = tower.layers[-1].self_attn
+        return module
+
+    def columns(
+        self, module: nn.Module, seen: Seen, samples: int, wanted: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """See ``Sound``."""
+        made = place_columns(module, seen, [0, self._attended(samples)], wanted)
+        return pooled(made, self._size(), len(self.times(samples)))
+
+    def _attended(self, samples: int) -> int:
+        """Places that attend to each other: the filling too."""
+        return int(self.audio.max_source_positions)
+
+    def _size(self) -> int:
+        """Places of one token."""
+        return 1
 
     def _hidden(self, tower: Any, features: Tensor, mask: Any) -> Tensor:
         """The tower's own output, or the hidden state asked for, [1, places, D]."""
@@ -142,10 +169,17 @@ class Qwen2AudioSound(_Projected):
             hidden = projector(hidden)
         return hidden[0, : len(self.times(samples))]
 
+    def _attended(self, samples: int) -> int:
+        places = int(self.audio.max_source_positions)
+        return min(halved(mel_columns(samples, filled=True)), places)
+
+    def _size(self) -> int:
+        return 2 if self.settings.layer < 0 else 1
+
     def _mask(self, tower: Any, features: Tensor, samples: int) -> Any:
         """Mask of attention that hides the filling; None where there is none."""
         places = self.audio.max_source_positions
-        heard = halved(mel_columns(samples, filled=True))
+        heard = self._attended(samples)
         if heard >= places:
             return None
         from transformers.masking_utils import create_bidirectional_mask
@@ -162,14 +196,12 @@ class VoxtralSound(_Projected):
 
     precise = ("embed_positions.weight",)
 
-    @property
-    def _stack(self) -> int:
-        """Places of one token."""
+    def _size(self) -> int:
         return int(self.audio.intermediate_size // self.audio.d_model) if self._post else 1
 
     def times(self, samples: int) -> Tensor:
         """See ``Sound``."""
-        step = PLACE * self._stack
+        step = PLACE * self._size()
         return even_times(samples, -(-samples // step), step)
 
     def build(self) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tokpipe.encode._attend import Seen, watching
 from tokpipe.encode._hf_load import placed
 from tokpipe.encode._log_mel import clean
 from tokpipe.encode._tower import Encoded, Outline
@@ -32,12 +33,18 @@ class Sound(Protocol):
         chunk: Samples of a chunk.
         layers: Dotted name of the tower's list of blocks.
         precise: Parameters of the tower that stay float32, as the library keeps them.
+        hooked: Tokens are caught inside the tower, which a compiled one does not show.
     """
 
     settings: Any
     chunk: int
     layers: str
     precise: tuple[str, ...]
+
+    @property
+    def hooked(self) -> bool:
+        """See the class."""
+        ...
 
     def outline(self) -> Outline:
         """What a tower gives."""
@@ -59,6 +66,16 @@ class Sound(Protocol):
         """Tokens [n, D] of a chunk of ``samples``; n is that of ``times``."""
         ...
 
+    def attending(self, tower: Any) -> nn.Module:
+        """The attention module that columns are made from."""
+        ...
+
+    def columns(
+        self, module: nn.Module, seen: Seen, samples: int, wanted: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """Columns [1, n, ...] among those of the outline, from what that module was given."""
+        ...
+
 
 @dataclass(slots=True)
 class SoundTower:
@@ -67,6 +84,7 @@ class SoundTower:
     Attributes:
         family: What it is.
         tower, projector: The networks on their device.
+        fast: The tower as it runs when nothing is caught inside it; compiled if asked for.
         weights: Its digest.
         device, dtype: Where and in what it runs.
     """
@@ -75,6 +93,7 @@ class SoundTower:
     chunk: int
     family: Sound
     tower: Any
+    fast: Any
     projector: Any
     weights: str
     device: torch.device
@@ -91,18 +110,32 @@ class SoundTower:
         Raises:
             ValueError: A chunk is longer than ``chunk``.
         """
-        return [self._one(wave) for wave in waves]
+        wanted = columns & {*self.outline.extras}
+        return [self._one(wave, wanted) for wave in waves]
 
-    def _one(self, wave: Tensor) -> Encoded:
+    def _one(self, wave: Tensor, wanted: frozenset[str]) -> Encoded:
         samples = wave.shape[0]
         if samples > self.chunk:
             raise ValueError(f"SoundTower.encode: {samples} samples, a chunk has {self.chunk}")
         if not len(self.times(samples)):
-            empty = torch.zeros((1, 0, self.outline.dim), dtype=self.dtype, device=self.device)
-            return Encoded(data=empty)
+            return self._nothing(wanted)
         features = self.family.features(clean(wave.to(self.device))).to(self.dtype)
-        tokens = self.family.tokens(self.tower, self.projector, features, samples)
-        return Encoded(data=tokens[None])
+        if not wanted:
+            tokens = self.family.tokens(self.fast, self.projector, features, samples)
+            return Encoded(data=tokens[None])
+        module = self.family.attending(self.tower)
+        with watching({0: module}) as seen:
+            tokens = self.family.tokens(self.tower, self.projector, features, samples)
+        made = self.family.columns(module, seen[0], samples, wanted)
+        return Encoded(data=tokens[None], columns=made)
+
+    def _nothing(self, wanted: frozenset[str]) -> Encoded:
+        """A chunk without tokens; its columns have the shape of one that has some."""
+        empty = torch.zeros((1, 0, self.outline.dim), dtype=self.dtype, device=self.device)
+        if not wanted:
+            return Encoded(data=empty)
+        some = self._one(torch.zeros(self.chunk), wanted).columns
+        return Encoded(data=empty, columns={name: value[:, :0] for name, value in some.items()})
 
 
 def load_tower(
@@ -126,11 +159,9 @@ def load_tower(
         placed(part, device, dtype)
     for name, value in precise.items():
         tower.get_parameter(name).data = value.to(device, torch.float32)
-    if compile:
-        for part in parts:
-            part.compile()
+    fast = torch.compile(tower) if compile and not family.hooked else tower
     return SoundTower(
-        family.outline(), family.chunk, family, tower, projector, weights, device, dtype
+        family.outline(), family.chunk, family, tower, fast, projector, weights, device, dtype
     )
 
 

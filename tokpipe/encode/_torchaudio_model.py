@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad
 
 from tokpipe.encode._lengths import WAV2VEC2_CONVS, conv_tokens
@@ -24,6 +24,7 @@ from tokpipe.encode._weights import load_state
 from tokpipe.errors import MissingExtra, ModelError, WeightsMismatch, WeightsMissing
 
 if TYPE_CHECKING:
+    from tokpipe.encode._attend import Seen
     from tokpipe.encode.torchaudio_bundles import TorchaudioBundles
 
 RANDOM = "random"
@@ -156,6 +157,11 @@ class TorchaudioSound:
     def _step(self) -> int:
         return math.prod(stride for _, stride in self.architecture.convs)
 
+    @property
+    def hooked(self) -> bool:
+        """See ``Sound``."""
+        return self.settings.layer >= 0
+
     def outline(self) -> Outline:
         """See ``Sound``."""
         facts = {
@@ -244,3 +250,14 @@ class TorchaudioSound:
         with catching(tower.get_submodule(self.layers), self.settings.layer) as caught:
             tower(features)
         return caught[0][0]
+
+    def attending(self, tower: Any) -> nn.Module:
+        """See ``Sound``: the last block that runs; the outline offers no columns of it."""
+        module: nn.Module = tower.get_submodule(self.layers)[-1].attention
+        return module
+
+    def columns(
+        self, module: nn.Module, seen: Seen, samples: int, wanted: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """See ``Sound``: none."""
+        return {}
