@@ -21,7 +21,9 @@ from tokpipe.compress.similarity.dymu import DyMU
 from tokpipe.compress.similarity.mustdrop import Mustdrop
 from tokpipe.compress.similarity.tome import ToMe
 from tokpipe.encode._in_encoder import InEncoder, Merged, schedule
+from tokpipe.encode._ragged import joined
 from tokpipe.errors import ModelError, RecipeError
+from tokpipe.maps import TokenMap
 from tokpipe.tensors import TokenBatch
 
 WIDTH, HEADS, SIDE = 32, 4, 4
@@ -317,3 +319,20 @@ def test_half_precision_towers_merge_in_their_own_type() -> None:
         made = InEncoder(DyMU(threshold=0.5)).run(model.blocks, draw(3, 17, WIDTH).bfloat16())
     assert made.rows.dtype == torch.bfloat16 and made.rows.isfinite().all()
     assert sum(made.counts) < 51
+
+
+def test_a_class_token_that_a_rule_puts_last_stays_first() -> None:
+    last = TokenMap.keep(torch.tensor([2, 1, 0]), 3)
+    made, counts = joined([last, last], [3, 3], 1, "rule")
+    assert made.anchor.tolist() == made.src[made.dst.argsort()].tolist() == [0, 2, 1, 3, 5, 4]
+    assert counts == [3, 3]
+    with pytest.raises(RecipeError, match="gave up class tokens"):
+        joined([last, TokenMap.keep(torch.tensor([1, 2]), 3)], [3, 3], 1, "rule")
+    # FiCoCo-V as released ends with the class token, inside the tower too.
+    model = timm_model()
+    rule = InEncoder(FiCoCoV(r=3, class_token=True, compat="released"), (-1,))
+    with torch.inference_mode():
+        hidden = embedded(model, 2)
+        rows = torch.stack(rule.run(model.blocks, hidden).pictures())
+        plain = model.blocks(hidden)
+    torch.testing.assert_close(rows[:, 0], plain[:, 0], atol=1e-5, rtol=1e-5)
