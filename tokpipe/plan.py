@@ -234,7 +234,10 @@ class _Planner:
             if not keeps_all(before) or any(chain.removes(r) for r in chain.reducers):
                 return False
             # Before a tower, only the default scout lets enough survive for any budget.
-            if whole.late is not None and whole.reducers and not _scouts(whole):
+            if whole.late is None:
+                continue
+            inside = getattr(whole.late.encoder, "inside", "")
+            if inside or (whole.reducers and not _scouts(whole)):
                 return False
         return True
 

@@ -59,6 +59,11 @@ class Picture(Timed, Protocol):
         """Rank of its pts in the stream, -1 unknown."""
         ...
 
+    @property
+    def corrupt(self) -> bool:
+        """The decoder flagged this very frame."""
+        ...
+
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
         """uint8 [height, width, 3], upright, resized by AREA, BT.709 tone-mapped if HDR."""
         ...

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from tokpipe.device import pick_device
 from tokpipe.encode._batches import encode_pictures, encode_sounds
 from tokpipe.encode._tower import Encoded, Outline, Places
 from tokpipe.errors import ModelError, RecipeError, WeightsMismatch
-from tokpipe.tensors import Query, Reduction
+from tokpipe.tensors import Query, Reduction, TokenMap
 
 Pictures = Callable[[list[int]], Iterable[tuple[int, NDArray[np.uint8]]]]
 #: Pictures on which the cosine between the contexts ``kept`` and ``frame`` is measured.
 _COMPARED = 4
+#: Pictures encoded together where patches merge inside the tower.
+_MERGED = 16
+_MAP = ("src", "dst", "weight", "share", "anchor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +62,17 @@ def load_tower(operator: Any, device: str, dtype: str, compiled: bool) -> Any:
 
 @dataclass(slots=True)
 class Found:
-    """Rows of live tokens, with their columns and how each column is reduced."""
+    """Rows of live tokens, with their columns and how each column is reduced.
+
+    Attributes:
+        maps: Where a rule inside the tower merged the patches of each picture: the map of each
+            picture from its n patches to its rows, all of which are in ``data``.
+    """
 
     data: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
     rules: dict[str, Reduction] = field(default_factory=dict)
+    maps: list[TokenMap] = field(default_factory=list)
 
 
 class _Features:
@@ -132,6 +142,11 @@ class PictureFeatures(_Features):
             )
 
     @property
+    def merges(self) -> bool:
+        """A rule inside the tower merges the patches of a picture."""
+        return bool(getattr(self.operator, "inside", ""))
+
+    @property
     def cosine(self) -> float | None:
         """Mean over the pictures compared."""
         return sum(self._cosines) / len(self._cosines) if self._cosines else None
@@ -151,6 +166,8 @@ class PictureFeatures(_Features):
                 made[names[i]] = rows
                 self.store.put(names[i], rows)
             self.seconds += time.perf_counter() - began
+        if self.merges:
+            return _merged([made[name] for name in names], live.shape[1])
         parts = []
         for name, mask in zip(names, live, strict=True):
             rows = made[name]
@@ -165,6 +182,10 @@ class PictureFeatures(_Features):
         place = {steps[i]: i for i in absent}
         wanted = self.pictures([steps[i] for i in absent])
         self.encoded += len(absent)
+        if self.merges:
+            for step, merged in _merging(tower, wanted, device, self.running.batch or _MERGED):
+                yield place[step], merged
+            return
         if whole:
             for step, rows in encode_pictures(
                 tower, wanted, device=device, columns=self.columns, batch=self.running.batch
@@ -246,6 +267,27 @@ class SoundFeatures(_Features):
                 self.store.put(f"s{number:08d}", made[f"s{number:08d}"])
             self.seconds += time.perf_counter() - began
         return _joined([made[name] for name in names])
+
+
+def _merging(
+    tower: Any, wanted: Iterable[tuple[int, NDArray[np.uint8]]], device: torch.device, batch: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Rows of pictures whose patches merge inside the tower, each with its map."""
+    pictures = iter(wanted)
+    while group := list(islice(pictures, batch)):
+        pixels = torch.from_numpy(np.stack([picture for _, picture in group])).to(device)
+        rows, maps = tower.encode_merged(tower.prepare(pixels))
+        for (step, _), encoded, tmap in zip(group, rows, maps, strict=True):
+            parts = {f"map.{name}": getattr(tmap, name).cpu() for name in _MAP}
+            yield step, {**_rows(encoded), **parts}
+
+
+def _merged(items: list[dict[str, Tensor]], n: int) -> Found:
+    """Rows of whole pictures with their maps from ``n`` patches."""
+    maps = [
+        TokenMap(num_sources=n, **{name: item[f"map.{name}"] for name in _MAP}) for item in items
+    ]
+    return Found(torch.cat([item["data"] for item in items]), maps=maps)
 
 
 def _mark(mask: Tensor) -> str:

@@ -141,7 +141,7 @@ def pictures(count: int) -> list[tuple[int, Any]]:
 
 def bare(setting: Any, batch: int) -> float:
     """Pictures a second of the model's own forward pass on a prepared batch."""
-    import open_clip  # type: ignore[import-untyped]
+    import open_clip
 
     model: Any = open_clip.create_model(setting.options.model, pretrained=None)
     dtype = getattr(torch, setting.options.dtype)

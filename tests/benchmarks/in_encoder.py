@@ -23,8 +23,8 @@ import timm
 import torch
 from torch import Tensor
 
-from tokpipe.encode._in_encoder import InEncoder, schedule
-from tokpipe.encode._merge_towers import timm_parts
+from tokpipe.encode._merging.in_encoder import InEncoder, schedule
+from tokpipe.encode._merging.towers import timm_parts
 from tokpipe.recipe import build
 from tokpipe.spec import StepSpec
 

@@ -12,6 +12,7 @@ from tokpipe.decode import open_media, probe
 from tokpipe.decode._picture import DecodedPicture
 from tokpipe.decode.scout import frames_of, scan_packets
 from tokpipe.errors import MediaNotFound
+from tokpipe.protocols import Picture
 from tokpipe.sample.fps import Fps
 from tokpipe.tensors import AudioChunk
 from tokpipe.testing.odd_media import ODD_FILES, OddFile, odd_file
@@ -46,7 +47,7 @@ def check(path: Path, fps: float) -> None:
     source = open_media(path)
     shown: list[DecodedPicture] = []
 
-    def events() -> Iterator[DecodedPicture | AudioChunk]:
+    def events() -> Iterator[Picture | AudioChunk]:
         for item in source.read():
             if isinstance(item, DecodedPicture):
                 shown.append(item)

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tokpipe.encode._hf_sound import whisper_picture
+from tokpipe.encode._sound.family import whisper_picture
 from tokpipe.encode.hf_audio import HfAudio
 from tokpipe.errors import ModelError, WeightsMismatch, WeightsMissing
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokpipe.encode._hf_load import front_end, placed, read_config
+from tokpipe.encode._hf.load import front_end, placed, read_config
 from tokpipe.encode._weights import digest_of
 from tokpipe.encode.hf_vision import FAMILIES, HfVision, family_of
 from tokpipe.errors import ModelError, WeightsMismatch, WeightsMissing

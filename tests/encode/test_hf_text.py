@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokpipe.encode._hf_text import parts
+from tokpipe.encode._hf.text import parts
 from tokpipe.encode.hf_vision import HfVision
 from tokpipe.errors import ModelError, WeightsMissing
 

@@ -20,8 +20,8 @@ from tokpipe.compress.similarity.a_tome_scan import ATomeScan
 from tokpipe.compress.similarity.dymu import DyMU
 from tokpipe.compress.similarity.mustdrop import Mustdrop
 from tokpipe.compress.similarity.tome import ToMe
-from tokpipe.encode._in_encoder import InEncoder, Merged, schedule
-from tokpipe.encode._ragged import joined
+from tokpipe.encode._merging.in_encoder import InEncoder, Merged, schedule
+from tokpipe.encode._merging.ragged import joined
 from tokpipe.errors import ModelError, RecipeError
 from tokpipe.maps import TokenMap
 from tokpipe.tensors import TokenBatch

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tokpipe.compress.similarity.tome import ToMe
-from tokpipe.encode._in_encoder import InEncoder
-from tokpipe.encode._inside import rule_of, with_inside
+from tokpipe.encode._merging.in_encoder import InEncoder
+from tokpipe.encode._merging.options import rule_of, with_inside
 from tokpipe.encode.hf_vision import HfVision
 from tokpipe.encode.open_clip import OpenClip
 from tokpipe.errors import ModelError, RecipeError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokpipe.encode._kaldi_fbank import ast_fbank, beats_fbank, kaldi_fbank
+from tokpipe.encode._sound.kaldi_fbank import ast_fbank, beats_fbank, kaldi_fbank
 
 
 def sound(samples: int) -> torch.Tensor:

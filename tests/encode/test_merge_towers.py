@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tokpipe.compress.attention.ast_topk import AstTopK
 from tokpipe.compress.similarity.dymu import DyMU
 from tokpipe.compress.similarity.tome import ToMe
-from tokpipe.encode._in_encoder import InEncoder, Merged
-from tokpipe.encode._merge_towers import (
+from tokpipe.encode._merging.in_encoder import InEncoder, Merged
+from tokpipe.encode._merging.towers import (
     MergedTower,
     Parts,
     hf_parts,

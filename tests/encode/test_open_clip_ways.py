@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokpipe.encode._open_clip_model import choose
-from tokpipe.encode._open_clip_text import split_text
+from tokpipe.encode._open_clip.model import choose
+from tokpipe.encode._open_clip.text import split_text
 from tokpipe.encode.open_clip import OpenClip
 from tokpipe.errors import MissingExtra, ModelError, RecipeError, WeightsMismatch, WeightsMissing
 

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.encode import _vad
-from tokpipe.encode._speech_spans import SpeechRules, SpokenClock, merged, spans_of
-from tokpipe.encode._vad import FRAME, SpeechDetector, speech_probabilities, speech_spans
+from tokpipe.encode._sound import vad
+from tokpipe.encode._sound.speech_spans import SpeechRules, SpokenClock, merged, spans_of
+from tokpipe.encode._sound.vad import FRAME, SpeechDetector, speech_probabilities, speech_spans
 from tokpipe.errors import MissingExtra
 
-needs_network = pytest.mark.skipif(not _vad.available(), reason="silero-vad is not installed")
+needs_network = pytest.mark.skipif(not vad.available(), reason="silero-vad is not installed")
 
 
 #: First three formants in hertz of a few vowels.
@@ -186,12 +186,12 @@ def test_real_speech(media: Path) -> None:
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    _vad._session.cache_clear()
+    vad._session.cache_clear()
     with pytest.raises(MissingExtra, match="silero-vad") as caught:
         speech_spans(torch.zeros(2_000))
     assert caught.value.hint == "pip install 'tokpipe[audio]'"
-    assert not _vad.available()
-    _vad._session.cache_clear()
+    assert not vad.available()
+    vad._session.cache_clear()
 
 
 # Chunks and clocks.

@@ -126,6 +126,26 @@ def test_methods_run_on_features(film: Path, clip_folder: Path, tmp_path: Path, 
     assert record.tokens["video"] == 50
 
 
+@pytest.mark.parametrize("rule", ["tome:r=4", "tome:r=4,class_token=true", "dymu:threshold=0.9"])
+def test_patches_merge_inside_the_tower(
+    film: Path, clip_folder: Path, tmp_path: Path, rule: str
+) -> None:
+    """Mass, times and budgets hold for tokens that patches became inside the tower."""
+    recipe = recipe_of(clip_folder, inside=rule)
+    out = tmp_path / "i.tokpipe.safetensors"
+    record = run(film, out, recipe, "video=100,audio=4")
+    assert record.tokens["video"] == 100
+    every = run(film, tmp_path / "e.tokpipe.safetensors", recipe, "video=100000,audio=4")
+    assert every.tokens["video"] < every.candidates - 300
+    if "tome" in rule:
+        assert every.tokens["video"] <= 24 * (64 - 12)
+    with open_cache(tmp_path / "e.tokpipe.safetensors") as cache:
+        mass = cache.column("video.mass")
+        assert mass.max() > 1
+        assert cache.metadata["tokpipe.encoder.video"]["inside"] == rule
+        assert mass.sum() + cache.metadata["tokpipe.counts"]["video"]["dropped"] == 24 * 48
+
+
 def test_explicit_rules_of_the_signal_mark_live_tokens(
     film: Path, clip_folder: Path, tmp_path: Path
 ) -> None:

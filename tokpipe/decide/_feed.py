@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from tokpipe.cache.bank import Bank
 from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.late import Coverage, Survivors
 from tokpipe.tensors import TokenBatch
-from tokpipe.towers import PictureFeatures
+from tokpipe.towers import Found, PictureFeatures
 
 #: Frames of one block of cells: fixed, so that results depend on nothing else.
 BLOCK = 64
@@ -104,6 +105,9 @@ class TowerFeed:
         counts = torch.tensor(live, dtype=torch.int64)
         self.survivors = survivors = survivors.take(torch.nonzero(counts).flatten())
         self._counts: NDArray[np.int64] = counts[counts > 0].numpy()
+        if features.merges:
+            each = [self.tokens(a, a + 1) for a in range(len(survivors))]
+            self._counts = np.array([len(rows) for rows in each], dtype=np.int64)
         self.grid = features.places.grid
         self.block = max(1, _BLOCK_TOKENS // len(features.places))
         self.pts: NDArray[np.float64] = survivors.at.numpy()
@@ -118,14 +122,18 @@ class TowerFeed:
         chosen, places = self.survivors, self.features.places
         live = self._live(first, last)
         times, ranks = chosen.spans(self.coverage, first, last)
-        row, token = torch.nonzero(live, as_tuple=True)
         step = chosen.step[first:last]
-        cell = torch.cat([step[row, None].int(), places.cell[token]], 1)
         found = self.features.of(step.tolist(), live)
+        whole = torch.ones_like(live) if found.maps else live
+        row, token = torch.nonzero(whole, as_tuple=True)
+        cell = torch.cat([step[row, None].int(), places.cell[token]], 1)
+        data = torch.zeros(len(row), 1) if found.maps else found.data
         rows = TokenBatch.build(
-            found.data, chosen.at[first:last][row], pts=times[row, token], cell=cell,
+            data, chosen.at[first:last][row], pts=times[row, token], cell=cell,
             frame=ranks[row, token], tile=places.tile[token], kind=places.kind[token],
         )  # fmt: skip
+        if found.maps:
+            return _merged(rows, live.flatten(), found)
         return rows.with_extras(found.rules, **found.columns)
 
     def empty(self) -> TokenBatch:
@@ -135,3 +143,24 @@ class TowerFeed:
 
     def _live(self, first: int, last: int) -> torch.Tensor:
         return self.coverage.live(self.survivors.kept(first, last))
+
+
+def _merged(patches: TokenBatch, live: torch.Tensor, found: Found) -> TokenBatch:
+    """Tokens that patches became inside the tower.
+
+    Only live patches count: they alone give mass and times, and a token most of whose patches are
+    padding, or were not kept, is none.
+    """
+    size, begin, parts = found.maps[0].num_sources, 0, []
+    for i, tmap in enumerate(found.maps):
+        own = slice(i * size, (i + 1) * size)
+        here = patches.take(own).reduce(tmap)
+        shown = patches.take(own).with_columns(mass=live[own].float()).reduce(tmap)
+        stays = torch.nonzero(shown.mass >= here.mass / 2).flatten()
+        # Times are those of live patches: the share of all others is taken away.
+        seen = replace(tmap, share=tmap.share * live[own][tmap.src])
+        rows = patches.take(own).reduce(seen)
+        data = found.data[begin : begin + len(tmap)]
+        parts.append(rows.with_columns(data=data).take(stays))
+        begin += len(tmap)
+    return TokenBatch.cat(parts)

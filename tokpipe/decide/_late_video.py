@@ -118,8 +118,15 @@ class LateVideo:
 
     def _pictures(self, budget: int) -> int:
         """Pictures to encode for a budget of tokens."""
-        least = -(-budget // max(1, self.each))
-        return max(least, min(self.frames // _QUARTER, -(-_CHOICE * budget // max(1, self.each))))
+        each = self.each
+        if self.features.merges:
+            # How many are left of a picture shows only when one is encoded.
+            middle = (self.first + self.last) // 2
+            one = every_picture(CellFeed(self.bank), middle, middle + 1)
+            coverage = Coverage.of(self.features.places, *one.grid)
+            each = max(1, len(TowerFeed(one, coverage, self.features).tokens(0, 1)))
+        least = -(-budget // each)
+        return max(least, min(self.frames // _QUARTER, -(-_CHOICE * budget // each)))
 
 
 def each_picture(places: Places, grid: tuple[int, int]) -> int:

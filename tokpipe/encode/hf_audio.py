@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf_load import config_source, read_config, torch_dtype
+from tokpipe.encode._hf.load import config_source, read_config, torch_dtype
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokpipe.encode._sound_tower import Sound
+    from tokpipe.encode._sound.tower import Sound
     from tokpipe.encode._tower import AudioTower, Outline
 
-_WHISPER = "tokpipe.encode._hf_whisper:"
-_OMNI = "tokpipe.encode._hf_omni_audio:"
+_WHISPER = "tokpipe.encode._sound.whisper:"
+_OMNI = "tokpipe.encode._sound.omni_audio:"
 #: Where the family of a ``model_type`` lives, ``module:Class``.
 FAMILIES = {
     "whisper": _WHISPER + "WhisperSound",
@@ -35,7 +35,7 @@ FAMILIES = {
     "qwen2_5_omni_thinker": _OMNI + "Qwen25OmniSound",
     "qwen3_omni_moe": _OMNI + "Qwen3OmniSound",
     "qwen3_omni_moe_thinker": _OMNI + "Qwen3OmniSound",
-    "audio-spectrogram-transformer": "tokpipe.encode._hf_ast:AstSound",
+    "audio-spectrogram-transformer": "tokpipe.encode._sound.ast:AstSound",
 }
 
 
@@ -104,7 +104,7 @@ class HfAudio:
             WeightsMissing: A checkpoint, or a tensor in it, is not there.
             WeightsMismatch: Shapes differ from the configuration, or the digest from the record.
         """
-        from tokpipe.encode._sound_tower import load_tower
+        from tokpipe.encode._sound.tower import load_tower
 
         family = family_of(self)
         tower = load_tower(family, torch.device(device), torch_dtype(dtype), compile=compile)

@@ -16,25 +16,26 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf_load import config_source, read_config, torch_dtype
+from tokpipe.encode._hf.load import config_source, read_config, torch_dtype
+from tokpipe.encode._tower import put_inside
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokpipe.encode._hf_family import Family
+    from tokpipe.encode._hf.family import Family
     from tokpipe.encode._tower import Outline, Places, VisionTower
 
-_PLAIN = "tokpipe.encode._hf_plain:PlainFamily"
-_QWEN = "tokpipe.encode._hf_qwen:"
-_LLAVA = "tokpipe.encode._hf_llava:"
+_PLAIN = "tokpipe.encode._hf.plain:PlainFamily"
+_QWEN = "tokpipe.encode._hf.qwen:"
+_LLAVA = "tokpipe.encode._hf.llava:"
 #: Where the family of a ``model_type`` lives, ``module:Class``.
 FAMILIES = {
     "clip": _PLAIN,
     "clip_vision_model": _PLAIN,
     "siglip": _PLAIN,
     "siglip_vision_model": _PLAIN,
-    "siglip2": "tokpipe.encode._hf_naflex:NaflexFamily",
-    "siglip2_vision_model": "tokpipe.encode._hf_naflex:NaflexFamily",
+    "siglip2": "tokpipe.encode._hf.naflex:NaflexFamily",
+    "siglip2_vision_model": "tokpipe.encode._hf.naflex:NaflexFamily",
     "dinov2": _PLAIN,
     "dinov2_with_registers": _PLAIN,
     "dinov3_vit": _PLAIN,
@@ -45,9 +46,9 @@ FAMILIES = {
     "llava": _LLAVA + "LlavaFamily",
     "llava_next": _LLAVA + "LlavaNextFamily",
     "llava_onevision": _LLAVA + "LlavaOnevisionFamily",
-    "internvl": "tokpipe.encode._hf_intern:InternVlFamily",
-    "smolvlm": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
-    "idefics3": "tokpipe.encode._hf_smolvlm:SmolVlmFamily",
+    "internvl": "tokpipe.encode._hf.intern:InternVlFamily",
+    "smolvlm": "tokpipe.encode._hf.smolvlm:SmolVlmFamily",
+    "idefics3": "tokpipe.encode._hf.smolvlm:SmolVlmFamily",
 }
 #: Kinds of model that take an image otherwise than a frame: in crops, or (VideoLLaMA3) unmerged.
 TILED = frozenset(
@@ -80,6 +81,11 @@ class HfVision:
             (VideoLLaMA3), not as frames of a video, once.
         min_pixels: Smallest area of a variable grid in pixels; 0 for the processor's own bound.
         max_pixels: Largest area of a variable grid in pixels; 0 for the processor's own bound.
+        inside: A rule that merges tokens between attention and MLP of the tower's blocks, as one
+            step of a recipe such as ``tome:r=8``; empty for none.
+        inside_layers: Blocks it runs in, such as ``0-5,8``; empty for all.
+        inside_inflection: Slope of the rule's ``r`` over its blocks, -1 .. 1; -1 falls from 2 r
+            to 0.
     """
 
     source: ClassVar[str] = "transformers (Hugging Face)"
@@ -98,6 +104,9 @@ class HfVision:
     tiles: bool = False
     min_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     max_pixels: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    inside: str = ""
+    inside_layers: str = ""
+    inside_inflection: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
     def outline(self) -> Outline:
         """What the tower gives; reads configuration files only.
@@ -106,7 +115,8 @@ class HfVision:
             WeightsMissing: The model's configuration is neither on disk nor reachable.
             ModelError: It is of a kind tokpipe does not know.
         """
-        return _outline(self)
+        made = _outline(self)
+        return made.merged(self.inside) if self.inside else made
 
     def places(self, height: int, width: int) -> Places:
         """Where the tokens of a picture of ``height`` x ``width`` pixels lie."""
@@ -131,7 +141,9 @@ class HfVision:
         """
         tower = family_of(self).load(torch.device(device), torch_dtype(dtype), compile=compile)
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
-        return tower
+        if not self.inside:
+            return tower
+        return put_inside(tower, self.inside, self.inside_layers, self.inside_inflection)
 
 
 @lru_cache(maxsize=64)

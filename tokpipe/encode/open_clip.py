@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.encode import _open_clip_model as models
 from tokpipe.encode._fit import frame_of, places_of
-from tokpipe.encode._open_clip_text import TextTower
-from tokpipe.encode._open_clip_tower import Layers, OpenClipTower, columns_of
-from tokpipe.encode._open_clip_trunk import Trunk, trunk_of
-from tokpipe.encode._tower import Outline, Places
+from tokpipe.encode._open_clip import model as models
+from tokpipe.encode._open_clip.text import TextTower
+from tokpipe.encode._open_clip.tower import Layers, OpenClipTower, columns_of
+from tokpipe.encode._open_clip.trunk import Trunk, trunk_of
+from tokpipe.encode._tower import Outline, Places, VisionTower, put_inside
 from tokpipe.encode._weights import check_digest, digest_of
 from tokpipe.errors import RecipeError
 
@@ -52,6 +52,11 @@ class OpenClip:
         fit: How a picture comes to the tower's size: ``pad``, ``squash``, or ``crop`` as CLIP was
             trained.
         stage: ``pre_projector`` tokens of the tower, or ``post_projector`` in the text space.
+        inside: A rule that merges tokens between attention and MLP of the tower's blocks, as one
+            step of a recipe such as ``tome:r=8``; empty for none.
+        inside_layers: Blocks it runs in, such as ``0-5,8``; empty for all.
+        inside_inflection: Slope of the rule's ``r`` over its blocks, -1 .. 1; -1 falls from 2 r
+            to 0.
     """
 
     source: ClassVar[str] = "doi:10.5281/zenodo.5143773"
@@ -66,6 +71,9 @@ class OpenClip:
     attention_layer: Annotated[int, Field(ge=-64, le=63)] = -1
     fit: Literal["pad", "squash", "crop"] = "pad"
     stage: Literal["pre_projector", "post_projector"] = "pre_projector"
+    inside: str = ""
+    inside_layers: str = ""
+    inside_inflection: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
     def outline(self) -> Outline:
         """What the tower gives, from the model's configuration alone.
@@ -75,7 +83,8 @@ class OpenClip:
             RecipeError: The tower has no such block.
         """
         chosen = models.choose(self.model, self.weights)
-        return self._outline(chosen, self._skeleton(chosen))
+        made = self._outline(chosen, self._skeleton(chosen))
+        return made.merged(self.inside) if self.inside else made
 
     def places(self, height: int, width: int) -> Places:
         """Where the n tokens of a picture of ``height`` x ``width`` pixels lie."""
@@ -91,7 +100,7 @@ class OpenClip:
         dtype: str = "float32",
         *,
         compile: bool = False,  # noqa: A002 - the name torch gives it
-    ) -> OpenClipTower:
+    ) -> VisionTower:
         """The tower with its weights on ``device``; the text tower stays float32.
 
         Args:
@@ -112,10 +121,13 @@ class OpenClip:
         layers = self._layers(trunk)
         if compile:
             _compile(trunk, layers)
-        return OpenClipTower(
+        tower = OpenClipTower(
             trunk, TextTower(model, chosen), outline=outline, weights=found, layers=layers,
             stage=self.stage, fit=self.fit, preprocess=chosen.preprocess,
         )  # fmt: skip
+        if not self.inside:
+            return tower
+        return put_inside(tower, self.inside, self.inside_layers, self.inside_inflection)
 
     def _skeleton(self, chosen: models.Chosen) -> Trunk:
         return trunk_of(models.skeleton(chosen), chosen.config["embed_dim"])

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf_load import torch_dtype
+from tokpipe.encode._hf.load import torch_dtype
 from tokpipe.encode._weights import check_digest
 
 if TYPE_CHECKING:
-    from tokpipe.encode._sound_tower import Sound
+    from tokpipe.encode._sound.tower import Sound
     from tokpipe.encode._tower import AudioTower, Outline
 
 
@@ -87,7 +87,7 @@ class TorchaudioBundles:
             WeightsMissing: The checkpoint is not there and cannot be fetched.
             WeightsMismatch: It is of another architecture, or its digest is not the one on record.
         """
-        from tokpipe.encode._sound_tower import load_tower
+        from tokpipe.encode._sound.tower import load_tower
 
         family = family_of(self)
         tower = load_tower(family, torch.device(device), torch_dtype(dtype), compile=compile)
@@ -98,6 +98,6 @@ class TorchaudioBundles:
 @lru_cache(maxsize=64)
 def family_of(settings: TorchaudioBundles) -> Sound:
     """What the settings name, without weights."""
-    from tokpipe.encode._torchaudio_model import TorchaudioSound
+    from tokpipe.encode._sound.torchaudio_model import TorchaudioSound
 
     return TorchaudioSound(settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokpipe.encode._blocks import attended, block_of
-from tokpipe.encode._in_encoder import schedule
+from tokpipe.encode._merging.blocks import attended, block_of
+from tokpipe.encode._merging.in_encoder import schedule
 from tokpipe.testing.golden import Case, assert_index, assert_values
 
 

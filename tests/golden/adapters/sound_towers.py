@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tokpipe.compress.transformation.stack import Stack
 from tokpipe.compress.transformation.windows import Windows
-from tokpipe.encode import _lengths as lengths
-from tokpipe.encode._kaldi_fbank import ast_fbank, kaldi_fbank
-from tokpipe.encode._speech_spans import SpeechRules, SpokenClock, merged, spans_of
-from tokpipe.encode._vad import available, speech_probabilities
+from tokpipe.encode._sound import lengths
+from tokpipe.encode._sound.kaldi_fbank import ast_fbank, kaldi_fbank
+from tokpipe.encode._sound.speech_spans import SpeechRules, SpokenClock, merged, spans_of
+from tokpipe.encode._sound.vad import available, speech_probabilities
 from tokpipe.testing.golden import Adapter, Case, assert_index, assert_values
 
 _RAW, _NORM = 2e-3, 2e-4

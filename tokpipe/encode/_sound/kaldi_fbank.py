@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokpipe.encode._lengths import COLUMN, HOP, kaldi_frames
+from tokpipe.encode._sound.lengths import COLUMN, HOP, kaldi_frames
 
 Window = Literal["povey", "hanning"]
 

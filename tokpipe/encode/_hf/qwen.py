@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode._hf_load import config_source, front_end, placed, read_processor
-from tokpipe.encode._hf_patch_tower import PatchTower, QwenTower, VideoLlama3Tower
-from tokpipe.encode._hf_patches import Layout
-from tokpipe.encode._hf_segments import NAME, register
+from tokpipe.encode._hf.load import config_source, front_end, placed, read_processor
+from tokpipe.encode._hf.patch_tower import PatchTower, QwenTower, VideoLlama3Tower
+from tokpipe.encode._hf.patches import Layout
+from tokpipe.encode._hf.segments import NAME, register
 from tokpipe.encode._tower import Outline, Places
 from tokpipe.encode._weights import digest_of
 from tokpipe.errors import ModelError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PatchFamily:
-    """What the four have in common; see ``_hf_family.Family`` for the methods."""
+    """What the four have in common; see ``_hf.family.Family`` for the methods."""
 
     kind: Literal["image", "video"] = "image"
     #: Learned positions beside the rotary ones, and the language model's own scheme.

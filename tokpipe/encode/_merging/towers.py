@@ -5,7 +5,7 @@ Letters: T pictures, p prefix rows, n patches, K tokens left of a picture, D wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from tokpipe.encode._in_encoder import InEncoder, Merged
+from tokpipe.encode._merging.in_encoder import InEncoder, Merged
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.errors import ModelError, RecipeError
 from tokpipe.maps import TokenMap
@@ -185,7 +185,7 @@ class MergedTower:
 
     def __init__(
         self, tower: VisionTower, rule: InEncoder, parts: Parts, *, depth: int | None = None,
-        grid: tuple[int, int] | None = None, about: Mapping[str, Any] | None = None,
+        grid: tuple[int, int] | None = None, text: str = "",
     ) -> None:  # fmt: skip
         """Wrap a loaded tower.
 
@@ -195,15 +195,11 @@ class MergedTower:
             parts: The same tower taken apart, projector included in ``norm`` if it has one.
             depth: Blocks to run, see :meth:`Parts.merge`.
             grid: Rows and columns of the patches.
-            about: What the cache records of the rule, such as its recipe text.
+            text: The rule as the cache records it, its recipe text.
         """
         self._tower, self._rule, self._parts = tower, rule, parts
         self._depth, self._grid = depth, grid
-        known = {"inside": type(rule.reducer).__name__, **(about or {})}
-        self.outline: Outline = replace(
-            tower.outline, extras=(), deepstack=0, sparse=False,
-            about={**tower.outline.about, **known},
-        )  # fmt: skip
+        self.outline: Outline = tower.outline.merged(text or type(rule.reducer).__name__)
         self.weights = tower.weights
 
     def prepare(self, pixels: Tensor) -> Tensor:

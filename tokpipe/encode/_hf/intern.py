@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from tokpipe.encode._fit import Frame
-from tokpipe.encode._hf_front import FrontFamily
-from tokpipe.encode._hf_views import Layout, View, crops
+from tokpipe.encode._hf.front import FrontFamily
+from tokpipe.encode._hf.views import Layout, View, crops
 from tokpipe.errors import ModelError
 
 

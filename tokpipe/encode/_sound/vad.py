@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.encode._log_mel import clean
-from tokpipe.encode._speech_spans import SpeechRules, spans_of
+from tokpipe.encode._sound.speech_spans import SpeechRules, spans_of
 from tokpipe.errors import MissingExtra
 
 SAMPLE_RATE = 16_000

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode._hf_vit import Depth, Vit
+from tokpipe.encode._hf.vit import Depth, Vit
 from tokpipe.errors import ModelError
 
 #: Kinds of tower that work here, and how many class tokens each puts before its patches.

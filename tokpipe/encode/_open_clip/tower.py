@@ -25,12 +25,12 @@ from tokpipe.encode._attend import (
     watching,
 )
 from tokpipe.encode._fit import Fit, fitted, frame_of
-from tokpipe.encode._open_clip_trunk import Hidden, Maps, Trunk
+from tokpipe.encode._open_clip.trunk import Hidden, Maps, Trunk
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokpipe.encode._open_clip_text import TextTower
+    from tokpipe.encode._open_clip.text import TextTower
     from tokpipe.tensors import Query
 
 Stage = Literal["pre_projector", "post_projector"]

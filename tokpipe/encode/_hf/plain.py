@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, attention_rows, heads_of
-from tokpipe.encode._hf_load import config_source, front_end, library, placed, read_processor
-from tokpipe.encode._hf_pixels import Pixels, frame_for, patch_places, pixels_of
-from tokpipe.encode._hf_text import TextTower
-from tokpipe.encode._hf_vit import Vit, Walked, blocks_of, class_row, depth_of
+from tokpipe.encode._hf.load import config_source, front_end, library, placed, read_processor
+from tokpipe.encode._hf.pixels import Pixels, frame_for, patch_places, pixels_of
+from tokpipe.encode._hf.text import TextTower
+from tokpipe.encode._hf.vit import Vit, Walked, blocks_of, class_row, depth_of
 from tokpipe.encode._tower import Encoded, Outline, Places
 from tokpipe.encode._weights import digest_of
 from tokpipe.errors import ModelError

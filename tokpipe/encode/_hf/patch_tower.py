@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, heads_of, keys, queries, received, turned_by, watching
-from tokpipe.encode._hf_patches import Layout, Patches, kept, whole
+from tokpipe.encode._hf.patches import Layout, Patches, kept, whole
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.errors import ModelError
 

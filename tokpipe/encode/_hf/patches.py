@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tokpipe.encode._hf_segments import Segments
+from tokpipe.encode._hf.segments import Segments
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode._hf_front_tower import FrontTower
-from tokpipe.encode._hf_load import config_source, front_end, library, placed, read_processor
-from tokpipe.encode._hf_pixels import frame_for
-from tokpipe.encode._hf_steps import prefix_of, steps_of
-from tokpipe.encode._hf_views import Layout, Look, View, look_of, raster, spans
-from tokpipe.encode._hf_vit import Depth
+from tokpipe.encode._hf.front_tower import FrontTower
+from tokpipe.encode._hf.load import config_source, front_end, library, placed, read_processor
+from tokpipe.encode._hf.pixels import frame_for
+from tokpipe.encode._hf.steps import prefix_of, steps_of
+from tokpipe.encode._hf.views import Layout, Look, View, look_of, raster, spans
+from tokpipe.encode._hf.vit import Depth
 from tokpipe.encode._tower import Outline, Places
 from tokpipe.encode._weights import digest_of
 from tokpipe.errors import ModelError, TokpipeError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FrontFamily:
-    """See ``_hf_family.Family``; a family says what differs.
+    """See ``_hf.family.Family``; a family says what differs.
 
     Attributes:
         grid: g of the untiled picture.

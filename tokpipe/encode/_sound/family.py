@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokpipe.encode._hf_load import library, read_feature_extractor
-from tokpipe.encode._lengths import COLUMN, HOP
+from tokpipe.encode._hf.load import library, read_feature_extractor
 from tokpipe.encode._log_mel import mirror
-from tokpipe.encode._sound_tower import SAMPLE_RATE
+from tokpipe.encode._sound.lengths import COLUMN, HOP
+from tokpipe.encode._sound.tower import SAMPLE_RATE
 from tokpipe.errors import ModelError, WeightsMissing
 
 if TYPE_CHECKING:

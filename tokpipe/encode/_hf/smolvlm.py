@@ -14,8 +14,8 @@ from typing import Any, Literal
 from torch import nn
 
 from tokpipe.encode._fit import Frame
-from tokpipe.encode._hf_front import FrontFamily
-from tokpipe.encode._hf_views import Layout, View, crops
+from tokpipe.encode._hf.front import FrontFamily
+from tokpipe.encode._hf.views import Layout, View, crops
 
 #: Longest side the processors ever make.
 _LONGEST = 4096

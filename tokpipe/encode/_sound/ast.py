@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, attention_rows, heads_of
-from tokpipe.encode._hf_load import config_source, front_end, library
-from tokpipe.encode._hf_sound import (
+from tokpipe.encode._hf.load import config_source, front_end, library
+from tokpipe.encode._sound.columns import COLUMNS, place_columns
+from tokpipe.encode._sound.family import (
     about,
     check_stage,
     extractor_of,
 )
-from tokpipe.encode._kaldi_fbank import ast_fbank
-from tokpipe.encode._lengths import HOP, patch_grid
-from tokpipe.encode._sound_columns import COLUMNS, place_columns
-from tokpipe.encode._sound_tower import catching, spans_of_edges
+from tokpipe.encode._sound.kaldi_fbank import ast_fbank
+from tokpipe.encode._sound.lengths import HOP, patch_grid
+from tokpipe.encode._sound.tower import catching, spans_of_edges
 from tokpipe.encode._tower import Outline
 
 if TYPE_CHECKING:

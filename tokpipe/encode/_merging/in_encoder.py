@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode._blocks import Block, attended, block_of, rows_of_attention
-from tokpipe.encode._ragged import Layout, joined, split_maps
+from tokpipe.encode._merging.blocks import Block, attended, block_of, rows_of_attention
+from tokpipe.encode._merging.ragged import Layout, joined, split_maps
 from tokpipe.errors import RecipeError
 from tokpipe.maps import GridMap, TokenMap
 from tokpipe.spec import MODALITY_CODE

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tokpipe.encode._fit import Frame
-from tokpipe.encode._hf_load import config_source, read_processor
-from tokpipe.encode._hf_pixels import patch_places
-from tokpipe.encode._hf_plain import PlainFamily, PlainTower
+from tokpipe.encode._hf.load import config_source, read_processor
+from tokpipe.encode._hf.pixels import patch_places
+from tokpipe.encode._hf.plain import PlainFamily, PlainTower
 from tokpipe.encode._tower import Places
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tokpipe.encode._hf_steps import Steps
-from tokpipe.encode._hf_views import Layout, Look, read_stamp, stamped
+from tokpipe.encode._hf.steps import Steps
+from tokpipe.encode._hf.views import Layout, Look, read_stamp, stamped
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.errors import ModelError
 
@@ -37,7 +37,7 @@ class FrontTower:
         members: int64 [m, s^2], the patches of each merge group.
         side: g where tokens are pooled after the projector, else 0.
         newline: What ends a line of crops, where the model has that.
-        stamp: Prepared pictures carry their size, see ``_hf_views.stamped``.
+        stamp: Prepared pictures carry their size, see ``views.stamped``.
     """
 
     outline: Outline

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad
 
-from tokpipe.encode._lengths import WAV2VEC2_CONVS, conv_tokens
-from tokpipe.encode._sound_tower import SAMPLE_RATE, catching, even_times
+from tokpipe.encode._sound.lengths import WAV2VEC2_CONVS, conv_tokens
+from tokpipe.encode._sound.tower import SAMPLE_RATE, catching, even_times
 from tokpipe.encode._tower import Outline
 from tokpipe.encode._weights import load_state
 from tokpipe.errors import MissingExtra, ModelError, WeightsMismatch, WeightsMissing
@@ -119,7 +119,7 @@ def _bundle(name: str) -> Any:
 
 
 class TorchaudioSound:
-    """A family of ``_sound_tower``: the encoder without its head."""
+    """A family of ``tower``: the encoder without its head."""
 
     layers = "encoder.transformer.layers"
     precise: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, watching
-from tokpipe.encode._hf_load import placed
+from tokpipe.encode._hf.load import placed
 from tokpipe.encode._log_mel import clean
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.encode._weights import digest_of

@@ -9,12 +9,12 @@ import re
 
 from torch import Tensor
 
-from tokpipe.encode._blocks import block_of
-from tokpipe.encode._hf_plain import PlainTower
-from tokpipe.encode._in_encoder import InEncoder
-from tokpipe.encode._merge_towers import MergedTower, Parts, timm_parts
-from tokpipe.encode._open_clip_tower import OpenClipTower
-from tokpipe.encode._open_clip_trunk import Native, Timm
+from tokpipe.encode._hf.plain import PlainTower
+from tokpipe.encode._merging.blocks import block_of
+from tokpipe.encode._merging.in_encoder import InEncoder
+from tokpipe.encode._merging.towers import MergedTower, Parts, timm_parts
+from tokpipe.encode._open_clip.tower import OpenClipTower
+from tokpipe.encode._open_clip.trunk import Native, Timm
 from tokpipe.errors import ModelError, RecipeError
 from tokpipe.recipe import build, from_line
 
@@ -69,8 +69,7 @@ def with_inside(tower: object, rule: InEncoder, text: str = "") -> MergedTower:
         block_of(block)
     rule.plan(len(parts.blocks))
     grid = tower.outline.about.get("grid")
-    about = {"inside": text} if text else {}
-    return MergedTower(tower, rule, parts, grid=tuple(grid) if grid else None, about=about)
+    return MergedTower(tower, rule, parts, grid=tuple(grid) if grid else None, text=text)
 
 
 def _refused(what: str) -> ModelError:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode import _open_clip_model as models
+from tokpipe.encode._open_clip import model as models
 from tokpipe.tensors import Query
 
 

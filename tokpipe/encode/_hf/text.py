@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokpipe.encode._hf_load import config_source, front_end, placed, read_tokenizer
+from tokpipe.encode._hf.load import config_source, front_end, placed, read_tokenizer
 from tokpipe.errors import WeightsMissing
 from tokpipe.tensors import Query
 

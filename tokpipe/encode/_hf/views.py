@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from tokpipe.encode._fit import Filter, Frame, placed, resized
-from tokpipe.encode._hf_pixels import Pixels, pixels_of
+from tokpipe.encode._hf.pixels import Pixels, pixels_of
 from tokpipe.encode._tower import Places
 from tokpipe.spec import KIND_KEPT, KIND_NEWLINE
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from tokpipe.encode._fit import Frame
-from tokpipe.encode._hf_front import FrontFamily
-from tokpipe.encode._hf_views import Layout, View, joined, raster, spans
+from tokpipe.encode._hf.front import FrontFamily
+from tokpipe.encode._hf.views import Layout, View, joined, raster, spans
 from tokpipe.errors import ModelError
 
 #: From this shrink on LLaVA-OneVision interpolates the grid of crops.

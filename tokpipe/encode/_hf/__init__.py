@@ -1,0 +1,1 @@
+"""Families of vision models in transformers, behind ``hf_vision``."""

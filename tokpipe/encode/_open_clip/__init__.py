@@ -1,0 +1,1 @@
+"""Names, trunks and towers of open_clip, behind ``open_clip``."""
