@@ -134,8 +134,9 @@ def main(folder: Path) -> None:
 
 
 _UNMET = """\
-The built-in encoders do not give what it needs; from Python, `tokpipe.reduce_tokens` takes tokens
-that carry it, see [Rules on features of your own](../features.md)."""
+The built-in encoders do not give what it needs. `--encoder` adds one that may, see
+[Neural encoders](../encoders.md); from Python, `tokpipe.reduce_tokens` takes tokens that carry it,
+see [Rules on features of your own](../features.md)."""
 
 _INTRO = """\
 Every method here is run as `--recipe NAME` and meets one meaning of budget: at most N tokens,
@@ -148,8 +149,9 @@ ratio or threshold form is among them.
 - **needs**: what it needs beyond tokens; nothing where the field is empty. Columns such as
   `attention` are explained on [Rules on features of your own](features.md); `query` is a text;
   `features` means vectors of a neural encoder, since cells of the signal keep their width; `joint`
-  means sound and picture in one space. The built-in encoders give none of these; a method that
-  needs one is refused by name, never run on a substitute. Frame selectors take a `query` by default
+  means sound and picture in one space. The built-in encoders give none of these, an `--encoder`
+  many ([Neural encoders](encoders.md)); a method that lacks one is refused by name, never run on a
+  substitute. Frame selectors take a `query` by default
   and run without one as `aks:score=novelty`.
 - **budget**: `exact` has a form of its own that gives exactly N; `threshold` is searched; `count`,
   `frames` and `grid` give their own shape, then the rest is trimmed or filled by score; `project`
