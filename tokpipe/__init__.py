@@ -30,6 +30,9 @@ _HOME = {
     "TokenSpec": "spec",
     "TokpipeError": "errors",
     "compress_file": "run",
+    "encode_cache": "late_run",
+    "encoder_step": "encoder_choice",
+    "find_duplicates": "batch.dedup",
     "load_recipe": "recipe",
     "map_tokens": "reduce",
     "open_cache": "cache.reader",
@@ -38,6 +41,7 @@ _HOME = {
     "probe": "decode",
     "reduce_tokens": "reduce",
     "verify": "cache.verify",
+    "with_encoders": "encoder_choice",
 }
 __all__ = sorted(["__version__", *_HOME])
 

@@ -43,6 +43,7 @@ class PlannedStep:
     Attributes:
         tokens: Tokens after the step (frames after a sampler), None where only a run can tell.
         exact: ``tokens`` is the count, not an upper bound.
+        neural: An encoder with weights, which take memory of their own.
     """
 
     stream: str
@@ -52,6 +53,7 @@ class PlannedStep:
     gives: str
     tokens: int | None
     exact: bool
+    neural: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -276,6 +278,7 @@ class _Planner:
             gives=gives,
             tokens=tokens,
             exact=sure,
+            neural=registry.lookup(step.use).feature,
         )
 
     def _encoded(self, made: Plan, stream: str, part: Chain) -> tuple[str, int]:

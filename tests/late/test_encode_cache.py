@@ -13,11 +13,11 @@ from tokpipe.cache.reader import open_cache
 from tokpipe.cache.verify import verify
 from tokpipe.encode.hf_audio import HfAudio
 from tokpipe.encode.hf_vision import HfVision
-from tokpipe.encode_cache import encode_cache, encoded_path
 from tokpipe.encoder_choice import encoder_step
 from tokpipe.errors import BudgetError, CacheError, MediaNotFound, OutputExists
 from tokpipe.late import Coverage
 from tokpipe.late_cache import CacheSound
+from tokpipe.late_run import encode_cache, encoded_path
 from tokpipe.run import Options, RunRecord, compress_file
 
 

@@ -101,8 +101,11 @@ class TowerFeed:
     def __init__(self, survivors: Survivors, coverage: Coverage, features: PictureFeatures) -> None:
         """Count the live tokens of every picture, and leave out those with none."""
         self.survivors, self.coverage, self.features = survivors, coverage, features
-        live = [self._live(a, a + 1).sum() for a in range(len(survivors))]
-        counts = torch.tensor(live, dtype=torch.int64)
+        parts = [
+            self._live(a, min(a + BLOCK, len(survivors))).sum(1)
+            for a in range(0, len(survivors), BLOCK)
+        ]
+        counts = torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
         self.survivors = survivors = survivors.take(torch.nonzero(counts).flatten())
         self._counts: NDArray[np.int64] = counts[counts > 0].numpy()
         if features.merges:

@@ -45,6 +45,13 @@ class LateAudio:
     source: int = 0
     _chunks: list[int] = field(default_factory=list)
     _span: tuple[float, float | None] = (0.0, None)
+    _until: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Sum up what is heard: seconds before each cell's start, float64 [cells + 1]."""
+        if self.heard is not None:
+            sums = self.heard.double().cumsum(0) * CELL
+            self._until = torch.cat([torch.zeros(1, dtype=torch.float64), sums])
 
     def window(self, start: float, stop: float | None) -> None:
         """Look at the chunks and count tokens that start within [start, stop)."""
@@ -131,15 +138,14 @@ class LateAudio:
     def _live(self, chunk: int) -> Tensor:
         """Tokens of a chunk at least half of whose time was heard."""
         inside = self._inside(chunk)
-        if self.heard is None:
+        if self.heard is None or self._until is None:
             return inside
         times = self.features.times(chunk)
         # Heard seconds up to any time: sums of whole cells, and a part of the one it lies in.
-        total = torch.cat([torch.zeros(1).double(), self.heard.double().cumsum(0)]) * CELL
         edge = (times / CELL).clamp(0, len(self.heard))
         low = edge.floor().long().clamp(max=max(0, len(self.heard) - 1))
         part = (edge - low).clamp(0, 1) * CELL * self.heard.double()[low]
-        until = total[low] + part
+        until = self._until[low] + part
         return inside & (until[:, 1] - until[:, 0] >= (times[:, 1] - times[:, 0]) / 2 - 1e-9)
 
 

@@ -106,8 +106,8 @@ class _Run:
 
     def one(self, path: Path, output: str | None) -> None:
         """Encode one cache."""
-        from tokpipe.encode_cache import encode_cache
         from tokpipe.errors import TokpipeError
+        from tokpipe.late_run import encode_cache
 
         try:
             record = encode_cache(

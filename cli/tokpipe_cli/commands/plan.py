@@ -156,6 +156,8 @@ def _show(made: Plan, screen: Screen) -> None:
     )
     pool = f"pool {plural(made.pool, 'token')}" if made.pool else ""
     bank = "in the bank: " + ", ".join(made.reused) if made.reused else "in the bank: nothing"
-    screen.say(joined([f"  memory about {made.peak_memory_mb:.0f} MB", pool, bank], ", "))
+    weights = " and the encoder's weights" if any(s.neural for s in made.steps) else ""
+    memory = f"  memory about {made.peak_memory_mb:.0f} MB{weights}"
+    screen.say(joined([memory, pool, bank], ", "))
     for text in made.warnings:
         screen.warn(text)
