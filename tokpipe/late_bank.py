@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from tokpipe.cache.bank import Bank, bank_root
 from tokpipe.cache.features import FeatureStore
 from tokpipe.chain import Chain
+from tokpipe.device import decode_threads, pick_device
 from tokpipe.digest import chain as digest_chain
 from tokpipe.encode._clip import RATE
 from tokpipe.errors import MediaError, RecipeError
@@ -75,8 +77,10 @@ class BankFeatures:
         columns = needed_columns(late, operator.outline())
         if stream == "video":
             rows, cols = self.bank.meta["grid"][:2]
+            threads = decode_threads(pick_device(running.device))
+            pictures = partial(self.bank.pictures, threads=threads)
             return PictureFeatures(
-                operator, (rows * CELL, cols * CELL), self.bank.pictures, store, running, columns
+                operator, (rows * CELL, cols * CELL), pictures, store, running, columns
             )
         if operator.outline().rate != RATE:
             raise MediaError(f"`{late.encoder_name}` wants sound at another rate than {RATE} Hz")

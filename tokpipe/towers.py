@@ -25,6 +25,7 @@ from tokpipe.tensors import Query, Reduction, TokenMap
 Pictures = Callable[[list[int]], Iterable[tuple[int, NDArray[np.uint8]]]]
 #: Pictures on which the cosine between the contexts ``kept`` and ``frame`` is measured.
 _COMPARED = 4
+_COSINE = "cosine"
 #: Pictures encoded together where patches merge inside the tower.
 _MERGED = 16
 _MAP = ("src", "dst", "weight", "share", "anchor")
@@ -151,60 +152,91 @@ class PictureFeatures(_Features):
         """Mean over the pictures compared."""
         return sum(self._cosines) / len(self._cosines) if self._cosines else None
 
+    def fill(self, steps: list[int]) -> None:
+        """Encode what the store lacks of whole pictures, in one stream of batches.
+
+        Parts of pictures (context ``kept``) are encoded when they are asked for.
+        """
+        absent = [s for s in steps if not self.store.has(_name(s))]
+        if absent and self.running.context == "frame":
+            tower, began = self.tower(), time.perf_counter()
+            for step, rows in self._whole(tower, absent):
+                self.store.put(_name(step), rows)
+            self.seconds += time.perf_counter() - began
+
     def of(self, steps: list[int], live: Tensor) -> Found:
         """Rows of the live tokens bool [F, n] of some pictures, picture by picture."""
         whole = self.running.context == "frame"
         names = [
-            f"{step:08d}" if whole or bool(mask.all()) else f"{step:08d}-{_mark(mask)}"
+            _name(step) if whole else _name(step, mask)
             for step, mask in zip(steps, live, strict=True)
         ]
         made = {name: found for name in names if (found := self._stored(name)) is not None}
         absent = [i for i, name in enumerate(names) if name not in made]
         if absent:
             tower, began = self.tower(), time.perf_counter()
-            for i, rows in self._encode(tower, steps, live, absent, whole=whole):
-                made[names[i]] = rows
-                self.store.put(names[i], rows)
+            place = {steps[i]: i for i in absent}
+            encoded = self._whole(tower, list(place)) if whole else self._parts(tower, place, live)
+            for step, rows in encoded:
+                name = names[place[step]]
+                made[name] = rows
+                self.store.put(name, rows)
             self.seconds += time.perf_counter() - began
         if self.merges:
             return _merged([made[name] for name in names], live.shape[1])
+        if not whole:
+            self._compare(steps, names, live, made)
         parts = []
         for name, mask in zip(names, live, strict=True):
-            rows = made[name]
+            rows = {k: v for k, v in made[name].items() if k != _COSINE}
             full = len(rows["data"]) == len(mask)
             parts.append({k: v[mask] for k, v in rows.items()} if full else rows)
         return _joined(parts)
 
-    def _encode(
-        self, tower: Any, steps: list[int], live: Tensor, absent: list[int], *, whole: bool
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        device = pick_device(self.running.device)
-        place = {steps[i]: i for i in absent}
-        wanted = self.pictures([steps[i] for i in absent])
-        self.encoded += len(absent)
+    def _whole(self, tower: Any, steps: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Rows of whole pictures."""
+        device, batch = pick_device(self.running.device), self.running.batch
+        wanted = self.pictures(steps)
+        self.encoded += len(steps)
         if self.merges:
-            for step, merged in _merging(tower, wanted, device, self.running.batch or _MERGED):
-                yield place[step], merged
+            yield from _merging(tower, wanted, device, batch or _MERGED)
             return
-        if whole:
-            for step, rows in encode_pictures(
-                tower, wanted, device=device, columns=self.columns, batch=self.running.batch
-            ):
-                yield place[step], _rows(rows)
-            return
-        for step, picture in wanted:
-            i = place[step]
-            prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
-            part = tower.encode_kept(prepared, live[i].to(device), self.columns)
-            self._compare(tower, prepared, live[i], part)
-            yield i, _rows(part)
+        for step, rows in encode_pictures(
+            tower, wanted, device=device, columns=self.columns, batch=batch
+        ):
+            yield step, _rows(rows)
 
-    def _compare(self, tower: Any, prepared: Tensor, live: Tensor, part: Encoded) -> None:
-        """Note how near the rows of a part of a picture are to those of the whole."""
-        if len(self._cosines) < _COMPARED and bool(live.any()) and not bool(live.all()):
-            whole = tower.encode(prepared).data[0][live.to(prepared.device)].float()
-            near = torch.nn.functional.cosine_similarity(whole, part.data[0].float(), dim=-1)
-            self._cosines.append(float(near.mean()))
+    def _parts(
+        self, tower: Any, place: dict[int, int], live: Tensor
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Rows of live tokens, encoded from them alone."""
+        device = pick_device(self.running.device)
+        self.encoded += len(place)
+        for step, picture in self.pictures(list(place)):
+            prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
+            mask = live[place[step]].to(device)
+            yield step, _rows(tower.encode_kept(prepared, mask, self.columns))
+
+    def _compare(
+        self, steps: list[int], names: list[str], live: Tensor, made: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Note how near rows of a part of a picture are to those of the whole: the first few."""
+        for step, name, mask in zip(steps, names, live, strict=True):
+            if len(self._cosines) == _COMPARED:
+                return
+            if bool(mask.all()) or not bool(mask.any()):
+                continue
+            if _COSINE not in made[name]:
+                tower, device = self.tower(), pick_device(self.running.device)
+                ((_, picture),) = self.pictures([step])
+                prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
+                whole = tower.encode(prepared).data[0].cpu()[mask].float()
+                part = made[name]["data"].float()
+                near = torch.nn.functional.cosine_similarity(whole, part, dim=-1)
+                # Kept with the rows, so that a run that encodes nothing says the same.
+                made[name][_COSINE] = near.mean().reshape(1)
+                self.store.put(name, made[name])
+            self._cosines.append(float(made[name][_COSINE]))
 
     def query(self, text: str) -> Query:
         """The text tower's vectors."""
@@ -290,8 +322,11 @@ def _merged(items: list[dict[str, Tensor]], n: int) -> Found:
     return Found(torch.cat([item["data"] for item in items]), maps=maps)
 
 
-def _mark(mask: Tensor) -> str:
-    return hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:16]
+def _name(step: int, mask: Tensor | None = None) -> str:
+    """Name of a picture's item: of the whole, or of a part of its tokens."""
+    if mask is None or bool(mask.all()):
+        return f"{step:08d}"
+    return f"{step:08d}-{hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:16]}"
 
 
 def _rows(encoded: Encoded) -> dict[str, Tensor]:

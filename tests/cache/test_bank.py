@@ -259,3 +259,17 @@ def test_description_is_canonical_json(tmp_path: Path) -> None:
     text = (tmp_path / "k" / "entry.json").read_text(encoding="utf-8")
     assert json.loads(text)["steps"] == 2
     assert FRAME.itemsize == 40
+
+
+def test_pictures_decoded_side_by_side_come_in_order(tmp_path: Path) -> None:
+    with BankWriter(None, tmp_path) as writer:
+        for i in range(20):
+            rgb = np.full((28, 56, 3), 10 * i, dtype=np.uint8)
+            writer.picture(rgb, i / 2, 0.5, i, 0.0)
+        bank = writer.commit({})
+        wanted = [1, 2, 5, 7, 8, 9, 11, 15, 16, 19]
+        found = list(bank.pictures(wanted, threads=3))
+        assert [i for i, _ in found] == wanted
+        for i, picture in found:
+            assert abs(int(picture.mean()) - 10 * i) <= 1
+        bank.close()

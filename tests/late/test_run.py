@@ -210,6 +210,10 @@ def test_kept_context_reports_how_near_it_is(film: Path, clip_folder: Path, tmp_
     with open_cache(out) as cache:
         cosine = cache.metadata["tokpipe.encoder.video"]["kept_cosine"]
     assert 0.2 < cosine < 1
+    again = tmp_path / "a.tokpipe.safetensors"
+    reused = run(film, again, from_line(f"video: fps | {line}"), 100, context="kept")
+    assert reused.frames["encoded"] == 0
+    assert again.read_bytes() == out.read_bytes()
 
 
 def test_half_precision_is_stored_as_it_is(film: Path, clip_folder: Path, tmp_path: Path) -> None:

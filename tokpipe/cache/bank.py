@@ -13,7 +13,9 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -230,18 +232,35 @@ class Bank:
         return self.rows("frames", start, self.num_frames if stop is None else stop, FRAME)
 
     def pictures(
-        self, wanted: Iterator[int] | list[int]
+        self, wanted: Iterable[int], *, threads: int = 1
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Decode pictures by number; each is uint8 [H, W, 3]."""
+        """Decode pictures by number, in the order given; each is uint8 [H, W, 3].
+
+        Args:
+            threads: Pictures decoded side by side, for readers that are faster than one.
+        """
+        if threads == 1:
+            yield from ((i, self._picture(i)) for i in wanted)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[tuple[int, Future[NDArray[np.uint8]]]] = deque()
+            for i in wanted:
+                ahead.append((i, pool.submit(self._picture, i)))
+                if len(ahead) > 2 * threads:
+                    number, made = ahead.popleft()
+                    yield number, made.result()
+            for number, made in ahead:
+                yield number, made.result()
+
+    def _picture(self, number: int) -> NDArray[np.uint8]:
         from PIL import Image
 
-        for i in wanted:
-            record = self.frames(i, min(i + 2, self.num_frames))
-            begin = int(record["offset"][0])
-            end = int(record["offset"][1]) if len(record) > 1 else self._size("pictures")
-            data = os.pread(self._files["pictures"].fileno(), end - begin, begin)
-            with Image.open(io.BytesIO(data)) as image:
-                yield i, np.asarray(image.convert("RGB"))
+        record = self.frames(number, min(number + 2, self.num_frames))
+        begin = int(record["offset"][0])
+        end = int(record["offset"][1]) if len(record) > 1 else self._size("pictures")
+        data = os.pread(self._files["pictures"].fileno(), end - begin, begin)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
 
 
 def described(path: Path) -> dict[str, Any]:

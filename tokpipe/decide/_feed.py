@@ -108,6 +108,7 @@ class TowerFeed:
         counts = torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
         self.survivors = survivors = survivors.take(torch.nonzero(counts).flatten())
         self._counts: NDArray[np.int64] = counts[counts > 0].numpy()
+        features.fill(survivors.step.tolist())
         if features.merges:
             each = [self.tokens(a, a + 1) for a in range(len(survivors))]
             self._counts = np.array([len(rows) for rows in each], dtype=np.int64)
