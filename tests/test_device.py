@@ -10,12 +10,12 @@ import torch
 
 from tokpipe.device import (
     BatchTuner,
-    channels_last,
-    compiled,
     decode_threads,
+    image_layout,
     inference,
     out_of_memory,
     pick_device,
+    settle,
     torch_dtype,
 )
 from tokpipe.errors import ResourceError
@@ -62,18 +62,15 @@ def test_dtypes_are_known_by_name() -> None:
         torch_dtype("int8", CPU)
 
 
-@pytest.mark.parametrize(
-    ("asked", "wanted"),
-    [(("float32",), "ieee"), (("float32", True), "tf32"), (("bfloat16",), "tf32")],
-)
-def test_precision_is_set_for_the_block_alone(asked: tuple[Any, ...], wanted: str) -> None:
+@pytest.mark.parametrize(("tf32", "wanted"), [(False, "ieee"), (True, "tf32")])
+def test_precision_is_set_for_the_block_alone(tf32: bool, wanted: str) -> None:
     backends: Any = torch.backends
 
     def now() -> tuple[str, str]:
         return backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
 
     before = now()
-    with inference(asked[0], tf32=len(asked) > 1):
+    with inference(tf32=tf32):
         assert now() == (wanted, wanted)
         assert torch.is_inference_mode_enabled()
     assert now() == before
@@ -83,18 +80,26 @@ def test_precision_is_set_for_the_block_alone(asked: tuple[Any, ...], wanted: st
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_cpu_module_keeps_its_layout_and_is_compiled_only_where_wanted() -> None:
+def test_a_tower_is_settled_where_and_as_it_was_asked_for() -> None:
+    assert settle("cpu", "float16") == (CPU, torch.float16)
+    assert settle(CPU, "float32") == (CPU, torch.float32)
+    with pytest.raises(ResourceError, match="cuda:99"):
+        settle("cuda:99", "float32")
+    with pytest.raises(ResourceError, match="int8"):
+        settle("cpu", "int8")
+
+
+def test_a_cpu_module_keeps_its_layout() -> None:
     module = torch.nn.Conv2d(3, 8, 4)
     strides = module.weight.stride()
-    assert channels_last(module, CPU) is module and module.weight.stride() == strides
-    assert compiled(module, False) is module
+    assert module.to(memory_format=image_layout(CPU)).weight.stride() == strides
 
 
 def test_compiling_without_a_compiler_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ResourceError, match="compiler") as caught:
-        compiled(torch.nn.Linear(2, 2), True)
+        settle("cpu", "float32", compiled=True)
     assert "--compile" in (caught.value.hint or "")
 
 
@@ -221,6 +226,5 @@ def test_a_batch_of_nothing_is_refused() -> None:
 @pytest.mark.gpu
 def test_gpu_convolutions_are_laid_out_as_pictures_come() -> None:
     device = torch.device("cuda")
-    module = torch.nn.Conv2d(3, 8, 4).to(device)
-    assert channels_last(module, device) is module
+    module = torch.nn.Conv2d(3, 8, 4).to(device).to(memory_format=image_layout(device))
     assert module.weight.is_contiguous(memory_format=torch.channels_last)

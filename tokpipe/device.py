@@ -1,9 +1,9 @@
 """Pick a device and say clearly when it is not there; how models run on it and how many at once.
 
-Precision. Products of float32 are exact (IEEE) unless ``tf32`` is asked for: PyTorch itself lets
-convolutions round to TF32 on a GPU, which would make a GPU's tokens differ from a CPU's by 1e-3.
-``float16`` and ``bfloat16`` are asked for by name when a tower is loaded; what such a tower still
-computes in float32 may use TF32, which is no coarser than its weights.
+Precision. Products of float32 are of float32 (IEEE), whatever the tower's type, unless ``tf32`` is
+asked for: PyTorch itself lets convolutions round their factors to TF32 on a GPU, which would make a
+GPU's tokens differ from a CPU's by 1e-3. ``float16`` and ``bfloat16`` are asked for by name when a
+tower is loaded.
 """
 
 from __future__ import annotations
@@ -92,25 +92,60 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
     import torch
 
     if name not in DTYPES:
-        raise ResourceError(f"unknown dtype `{name}`", hint=f"use {', '.join(DTYPES)}")
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ResourceError(
-            f"`{torch.cuda.get_device_name(device)}` does not compute in bfloat16",
-            hint="use --dtype float16 or float32",
-        )
+        raise ResourceError(f"a tower cannot run in `{name}`", hint=f"use {', '.join(DTYPES)}")
+    if name == "bfloat16" and device.type == "cuda":
+        # PyTorch would go on without: it emulates, several times slower than float32.
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not native:
+            raise ResourceError(
+                f"`{torch.cuda.get_device_name(device)}` does not compute in bfloat16",
+                hint="use --precision float16 or float32",
+            )
     made: torch.dtype = getattr(torch, name)
     return made
 
 
+def settle(
+    device: torch.device | str, dtype: str, *, compiled: bool = False
+) -> tuple[torch.device, torch.dtype]:
+    """Where and in what a tower is to run; refuses what this machine cannot do.
+
+    Args:
+        device: As :func:`pick_device` takes it.
+        dtype: One of ``DTYPES``.
+        compiled: The tower will be run through ``torch.compile``.
+
+    Raises:
+        ResourceError: No such device, a type it does not compute in, or nothing to compile with.
+    """
+    place = pick_device(str(device))
+    kind = torch_dtype(dtype, place)
+    if compiled:
+        _check_compiler(place)
+    return place, kind
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Say now what ``torch.compile`` would say in the middle of the first forward pass."""
+    hint = "leave --compile out"
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise ResourceError("torch.compile on a GPU needs Triton", hint=f"install it, or {hint}")
+    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if not any(name and shutil.which(name) for name in compilers):
+        raise ResourceError(
+            "torch.compile needs a C++ compiler", hint=f"install g++ or set CXX, or {hint}"
+        )
+
+
 @contextmanager
-def inference(dtype: str = "float32", *, tf32: bool = False) -> Iterator[None]:
+def inference(*, tf32: bool = False) -> Iterator[None]:
     """No gradients, and float32 products as precise as the module docstring says.
 
     The precision is a setting of the process; it is put back on leaving, so hold this around a
     call, never around a ``yield`` to somebody else.
 
     Args:
-        dtype: Type of the tower's weights.
         tf32: Let float32 products on a GPU round their factors to TF32.
     """
     import torch
@@ -121,48 +156,19 @@ def inference(dtype: str = "float32", *, tf32: bool = False) -> Iterator[None]:
     with ExitStack() as undo:
         for kind, was in zip(kinds, before, strict=True):
             undo.callback(setattr, kind, "fp32_precision", was)
-            kind.fp32_precision = "tf32" if tf32 or dtype != "float32" else "ieee"
+            kind.fp32_precision = "tf32" if tf32 else "ieee"
         undo.enter_context(torch.inference_mode())
         yield
 
 
-def channels_last(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Lay a tower's convolutions out as pictures come (rows of pixels of channels), on a GPU.
+def image_layout(device: torch.device) -> torch.memory_format:
+    """How pictures and convolutions are best laid out: channels last on a GPU.
 
-    Elsewhere nothing is done: CPU kernels gain nothing and their results would change in the last
-    bit.
+    Elsewhere as they are: CPU kernels gain nothing and their results would change in the last bit.
     """
     import torch
 
-    if device.type != "cuda":
-        return module
-    return module.to(memory_format=torch.channels_last)
-
-
-def compiled(module: torch.nn.Module, wanted: bool) -> torch.nn.Module:
-    """The module compiled by ``torch.compile`` where wanted, else itself.
-
-    Raises:
-        ResourceError: Wanted, but this machine lacks what compiling needs.
-    """
-    if not wanted:
-        return module
-    import torch
-
-    hint = "leave --compile out"
-    on_gpu = any(p.device.type == "cuda" for p in module.parameters())
-    if on_gpu and find_spec("triton") is None:
-        raise ResourceError("torch.compile on a GPU needs Triton", hint=f"install it, or {hint}")
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if not any(name and shutil.which(name) for name in compilers):
-        raise ResourceError(
-            "torch.compile needs a C++ compiler", hint=f"install g++ or set CXX, or {hint}"
-        )
-    try:
-        made = torch.compile(module)
-    except RuntimeError as error:
-        raise ResourceError(f"torch.compile does not work here: {error}", hint=hint) from error
-    return made  # type: ignore[return-value]
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -271,7 +277,7 @@ class BatchTuner:
             sizes = ", ".join(str(size) for size in dict.fromkeys(self.tried))
             raise ResourceError(
                 f"out of memory with a batch of 1 (tried {sizes} {self.what}): {failure}",
-                hint="use a smaller model, --dtype bfloat16, smaller pictures, or --device cpu",
+                hint="use a smaller model, --precision bfloat16, smaller pictures, or --device cpu",
             )
         self.size = self.limit = count // 2
         self.settled = True

@@ -150,7 +150,7 @@ def bare(setting: Any, batch: int) -> float:
     ready = torch.randn(batch, 3, side, side, device=setting.device).to(dtype)
 
     def forward() -> None:
-        with inference(setting.options.dtype):
+        with inference():
             for _ in range(4):
                 visual(ready)
 

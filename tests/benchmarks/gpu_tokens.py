@@ -142,11 +142,11 @@ def cluster(setting: Setting) -> dict[str, Any]:
         tokens = frame_tokens(data.cpu()[None]).to(device)
 
         def work(tokens: Any = tokens) -> None:
-            with inference("float32", tf32=True):
+            with inference(tf32=True):
                 operator.decide(tokens, len(tokens) // 16)
 
         def passes(data: Tensor = data) -> None:
-            with inference("float32", tf32=True):
+            with inference(tf32=True):
                 product_pass(data)
                 product_pass(data)
 

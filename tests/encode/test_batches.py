@@ -164,7 +164,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing() -> None:
 def test_memory_that_runs_out_with_one_picture_is_named() -> None:
     with pytest.raises(ResourceError, match=r"batch of 1 \(tried 6, 3, 1 pictures\)") as caught:
         list(encode_pictures(PictureTower(room=0), drawn(6), device=CPU, batch=6))
-    assert "--dtype" in (caught.value.hint or "")
+    assert "--precision" in (caught.value.hint or "")
     assert caught.value.exit_code == 3
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokpipe.encode._hf.load import front_end, placed, read_config
 from tokpipe.encode._weights import digest_of
 from tokpipe.encode.hf_vision import FAMILIES, HfVision, family_of
-from tokpipe.errors import ModelError, WeightsMismatch, WeightsMissing
+from tokpipe.errors import ModelError, ResourceError, WeightsMismatch, WeightsMissing
 
 tf = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("torchvision")
@@ -289,7 +289,7 @@ def test_a_processor_that_is_not_there_is_named(clip: HfVision) -> None:
 
 
 def test_a_precision_that_is_none(clip: HfVision) -> None:
-    with pytest.raises(ModelError, match="cannot run in `int8`"):
+    with pytest.raises(ResourceError, match="cannot run in `int8`"):
         clip.load(dtype="int8")
 
 

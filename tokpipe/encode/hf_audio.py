@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf.load import config_source, read_config, torch_dtype
+from tokpipe.device import settle
+from tokpipe.encode._hf.load import config_source, read_config
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
@@ -103,11 +104,13 @@ class HfAudio:
         Raises:
             WeightsMissing: A checkpoint, or a tensor in it, is not there.
             WeightsMismatch: Shapes differ from the configuration, or the digest from the record.
+            ResourceError: The device is not there, or cannot run or compile it so.
         """
         from tokpipe.encode._sound.tower import load_tower
 
+        place, kind = settle(device, dtype, compiled=compile)
         family = family_of(self)
-        tower = load_tower(family, torch.device(device), torch_dtype(dtype), compile=compile)
+        tower = load_tower(family, place, kind, compile=compile)
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
         return tower
 

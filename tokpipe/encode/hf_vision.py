@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf.load import config_source, read_config, torch_dtype
+from tokpipe.device import settle
+from tokpipe.encode._hf.load import config_source, read_config
 from tokpipe.encode._tower import put_inside
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
@@ -138,8 +139,10 @@ class HfVision:
         Raises:
             WeightsMissing: A checkpoint, or a tensor in it, is not there.
             WeightsMismatch: Shapes differ from the configuration, or the digest from the record.
+            ResourceError: The device is not there, or cannot run or compile it so.
         """
-        tower = family_of(self).load(torch.device(device), torch_dtype(dtype), compile=compile)
+        place, kind = settle(device, dtype, compiled=compile)
+        tower = family_of(self).load(place, kind, compile=compile)
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
         if not self.inside:
             return tower

@@ -9,11 +9,11 @@ Letters: n patches of a picture, D width of a token, E width of the text space.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
+from tokpipe.device import image_layout, settle
 from tokpipe.encode._fit import frame_of, places_of
 from tokpipe.encode._open_clip import model as models
 from tokpipe.encode._open_clip.text import TextTower
@@ -23,9 +23,8 @@ from tokpipe.encode._tower import Outline, Places, VisionTower, put_inside
 from tokpipe.encode._weights import check_digest, digest_of
 from tokpipe.errors import RecipeError
 
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +109,17 @@ class OpenClip:
         Raises:
             WeightsMissing: The weights are not on disk and cannot be fetched.
             WeightsMismatch: They are another model's, or not those of ``digest``.
+            ResourceError: The device is not there, or cannot run or compile it so.
         """
+        place, kind = settle(device, dtype, compiled=compile)
         chosen = models.choose(self.model, self.weights)
         outline = self._outline(chosen, self._skeleton(chosen))
         model = models.load(chosen)
         found = digest_of(model.visual, models.text_part(model))
         check_digest(found, self.digest or None, f"`{self.model}`")
-        model.to(device)
-        trunk = trunk_of(model.visual.to(DTYPES[dtype]), chosen.config["embed_dim"])
+        model.to(place)
+        visual = model.visual.to(dtype=kind, memory_format=image_layout(place))
+        trunk = trunk_of(visual, chosen.config["embed_dim"])
         layers = self._layers(trunk)
         if compile:
             _compile(trunk, layers)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from tokpipe.encode._hf.load import torch_dtype
+from tokpipe.device import settle
 from tokpipe.encode._weights import check_digest
 
 if TYPE_CHECKING:
@@ -86,11 +86,13 @@ class TorchaudioBundles:
             MissingExtra: torchaudio is not installed.
             WeightsMissing: The checkpoint is not there and cannot be fetched.
             WeightsMismatch: It is of another architecture, or its digest is not the one on record.
+            ResourceError: The device is not there, or cannot run or compile it so.
         """
         from tokpipe.encode._sound.tower import load_tower
 
+        place, kind = settle(device, dtype, compiled=compile)
         family = family_of(self)
-        tower = load_tower(family, torch.device(device), torch_dtype(dtype), compile=compile)
+        tower = load_tower(family, place, kind, compile=compile)
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
         return tower
 

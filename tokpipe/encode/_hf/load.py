@@ -24,11 +24,6 @@ from tokpipe.errors import MissingExtra, ModelError, TokpipeError, WeightsMismat
 T = TypeVar("T")
 #: Value of ``weights`` that draws them from the configuration.
 RANDOM = "random"
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class Settings(Protocol):
@@ -48,19 +43,6 @@ class Settings(Protocol):
     def weights(self) -> str:
         """Local folder or file used instead of the model's own, ``random``, or empty."""
         ...
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of ``float32``, ``bfloat16`` or ``float16``.
-
-    Raises:
-        ModelError: Another name.
-    """
-    if name not in _DTYPES:
-        raise ModelError(
-            f"a tower cannot run in `{name}`", hint="choose one of " + ", ".join(_DTYPES)
-        )
-    return _DTYPES[name]
 
 
 def library() -> ModuleType:

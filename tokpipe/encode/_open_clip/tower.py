@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tokpipe.device import image_layout
 from tokpipe.encode._attend import (
     Heads,
     Seen,
@@ -98,8 +99,7 @@ class OpenClipTower:
         """
         made = self._fitted(pixels).permute(0, 3, 1, 2).to(self._mean.device).float()
         made = made.div_(255).sub_(self._mean).div_(self._std)
-        layout = torch.channels_last if made.device.type == "cuda" else torch.contiguous_format
-        return made.to(self._dtype).contiguous(memory_format=layout)
+        return made.to(self._dtype).contiguous(memory_format=image_layout(made.device))
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         canvas = self._trunk.canvas
