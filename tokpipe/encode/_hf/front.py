@@ -258,7 +258,7 @@ class FrontFamily:
         step = self.patch * self.merge
         frame = frame_for(self.look.pixels, (height, width), canvas, (step, step), fit)
         view = View(
-            frame=frame, side=self.side, fill=tuple(self.look.pixels.fill.tolist()),
+            frame=frame, side=self.side, fill=self.look.pixels.fill,
             before=self._before(height, width) if fit == "squash" else (),
         )  # fmt: skip
         size = self.grid * self.patch / self.tokens

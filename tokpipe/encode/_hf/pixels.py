@@ -1,8 +1,8 @@
 """Pictures as an image processor of transformers makes them, without leaving the device.
 
 Source: the Pillow image processors of transformers (``CLIPImageProcessorPil`` ...), whose results
-these are to the bit on the CPU; DINOv3's, which resizes floats, likewise. Elsewhere, and against
-the torchvision processors, resized pictures differ by a grey level here and there.
+these are to the bit on the CPU; DINOv3's, which resizes floats, likewise. Elsewhere resized
+pictures differ by a grey level here and there, two at most, see ``_fit.resized_by_torch``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokpipe.encode._fit import Fit, Frame, fitted, frame_of
+from tokpipe.encode._fit import Fit, Frame, constant, fitted, frame_of
 from tokpipe.encode._tower import Places
 from tokpipe.errors import ModelError
 
@@ -47,9 +47,9 @@ class Pixels:
     processor: str = ""
 
     @property
-    def fill(self) -> Tensor:
-        """uint8 [3], the grey levels nearest to the mean."""
-        return torch.tensor([round(m / self.scale) for m in self.mean]).clamp(0, 255).byte()
+    def fill(self) -> tuple[int, ...]:
+        """Three grey levels 0 .. 255, those nearest to the mean."""
+        return tuple(min(255, max(0, round(m / self.scale))) for m in self.mean)
 
     def about(self) -> dict[str, Any]:
         """For ``Outline.about``."""
@@ -64,8 +64,8 @@ class Pixels:
     def normalised(self, pixels: Tensor) -> Tensor:
         """float32 [T, 3, H, W] of uint8 [T, H, W, 3], or of such floats already scaled."""
         seen = pixels if pixels.is_floating_point() else self.scaled(pixels)
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
+        mean = constant(self.mean, torch.float32, pixels.device)
+        std = constant(self.std, torch.float32, pixels.device)
         return ((seen - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def scaled(self, pixels: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ class Pixels:
         )
         top, left = max(0, -frame.top), max(0, -frame.left)
         seen = seen[:, :, top : top + canvas[0], left : left + canvas[1]]
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        mean = constant(self.mean, torch.float32, pixels.device)[:, None, None]
+        std = constant(self.std, torch.float32, pixels.device)[:, None, None]
         seen = (seen - mean) / std
         if tuple(seen.shape[2:]) == canvas:
             return seen.contiguous()

@@ -46,8 +46,7 @@ class View:
             pixels = resized(pixels, *size, how)
         rows, cols = self.tiles
         canvas = (rows * self.side, cols * self.side)
-        fill = torch.tensor(self.fill, dtype=torch.uint8)
-        seen = placed(pixels, self.frame, canvas, fill)
+        seen = placed(pixels, self.frame, canvas, self.fill)
         split = seen.reshape(len(seen), rows, self.side, cols, self.side, 3)
         return split.permute(0, 1, 3, 2, 4, 5).flatten(1, 2)
 
