@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from tokpipe.encode._hf.text import parts
 from tokpipe.encode.hf_vision import HfVision
 from tokpipe.errors import ModelError, WeightsMissing
 
@@ -110,13 +109,6 @@ def test_a_long_query_is_taken_in_parts_and_loses_nothing(clip: HfVision) -> Non
     # Twelve positions, two of which are begin and end.
     alone = [tower.embed_text(" ".join(words[a : a + 10])).pooled for a in (0, 10, 20)]
     assert torch.equal(query.pooled, torch.cat(alone))
-
-
-def test_parts_are_cut_between_words_where_they_can() -> None:
-    assert parts("ab cd ef", lambda s: len(s) <= 5) == ["ab cd", "ef"]
-    assert parts("abcdefg hi", lambda s: len(s) <= 4) == ["abcd", "efg", "hi"]
-    assert parts("  as it is ", lambda s: True) == ["  as it is "]
-    assert "".join(parts("x" * 9, lambda s: len(s) <= 2)) == "x" * 9
 
 
 def test_what_has_no_text_half_says_so(tmp_path: Path) -> None:

@@ -11,14 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokpipe.encode._open_clip.model import choose
-from tokpipe.encode._open_clip.text import split_text
 from tokpipe.encode.open_clip import OpenClip
 from tokpipe.errors import MissingExtra, ModelError, RecipeError, WeightsMismatch, WeightsMissing
 
@@ -299,17 +296,3 @@ def test_no_text_is_still_a_vector(made: Callable[[str], Any]) -> None:
     query = made("vit").operator().load().embed_text("")
     assert query.pooled.shape == (1, 24)
     assert query.tokens is None
-
-
-@given(
-    st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=30), min_size=1, max_size=12),
-    st.integers(3, 12),
-)
-def test_segments_hold_every_word_in_order(words: list[str], limit: int) -> None:
-    def length(text: str) -> int:
-        return len(text.split()) + len(text) // 4 + 1
-
-    segments = split_text(" ".join(words), length, limit)
-    assert "".join("".join(segments).split()) == "".join(words)
-    assert all(length(segment) <= limit for segment in segments)
-    assert all(segment.strip() for segment in segments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokpipe.encode._hf.load import config_source, front_end, placed, read_tokenizer
+from tokpipe.encode._text_parts import text_parts
 from tokpipe.errors import WeightsMissing
 from tokpipe.tensors import Query
 
@@ -50,7 +50,7 @@ class TextTower:
     @torch.inference_mode()
     def embed(self, text: str) -> Query:
         """One row of float32 [M, E] for each part of the text that fits the tower."""
-        rows = [self._vector(part) for part in parts(text, self._fits)]
+        rows = [self._vector(part) for part in text_parts(text, self._fits)]
         return Query(text=text, pooled=torch.cat(rows).float(), space=self._space)
 
     def _fits(self, text: str) -> bool:
@@ -61,32 +61,3 @@ class TextTower:
         ids = self._tokens(text, return_tensors="pt", verbose=False, **how)["input_ids"]
         found: Tensor = self._model.get_text_features(ids.to(self._device)).pooler_output
         return found
-
-
-def parts(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut a text between words, and within a word only where one alone is too long.
-
-    Args:
-        fits: Says whether a piece of text fits.
-    """
-    if fits(text):
-        return [text]
-    found: list[str] = []
-    rest = text.split()
-    while rest:
-        count = _longest(rest, " ", fits)
-        if not count:
-            at = max(1, _longest(list(rest[0]), "", fits))
-            rest[:1], count = [part for part in (rest[0][:at], rest[0][at:]) if part], 1
-        found.append(" ".join(rest[:count]))
-        rest = rest[count:]
-    return found
-
-
-def _longest(pieces: list[str], between: str, fits: Callable[[str], bool]) -> int:
-    """How many of the first pieces fit together, by bisection; 0 where not even one does."""
-    low, high = 0, len(pieces)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(between.join(pieces[:middle])) else (low, middle - 1)
-    return low

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._open_clip import model as models
+from tokpipe.encode._text_parts import text_parts
 from tokpipe.tensors import Query
 
 
@@ -30,7 +30,7 @@ class TextTower:
         if self._tokenizer is None:
             self._tokenizer = models.tokenizer_of(self._chosen)
         context = int(self._tokenizer.context_length)
-        segments = split_text(text, self._length, context)
+        segments = text_parts(text, lambda part: self._length(part) <= context)
         where = next(self._model.parameters()).device
         ids = self._tokenizer(segments).to(where)
         pooled = self._model.encode_text(ids, normalize=True)
@@ -64,40 +64,3 @@ class TextTower:
         rows = [found[i, 1 : self._length(s) - 1] for i, s in enumerate(segments)]
         pieces = torch.cat(rows).float().cpu()
         return pieces if len(pieces) else None
-
-
-def split_text(text: str, length: Callable[[str], int], limit: int) -> list[str]:
-    """Cut text between words, or inside one that is too long, so that no piece is over ``limit``.
-
-    Args:
-        length: Word pieces of a text, special ones included.
-        limit: The most a segment may have.
-
-    Returns:
-        At least one segment; a text that fits is left as it is.
-    """
-    if length(text) <= limit:
-        return [text]
-    segments, held = [], ""
-    for word in text.split():
-        joined = f"{held} {word}" if held else word
-        if length(joined) <= limit:
-            held = joined
-            continue
-        if held:
-            segments.append(held)
-        held = word
-        while length(held) > limit and len(held) > 1:
-            most = _longest(held, length, limit)
-            segments.append(held[:most])
-            held = held[most:]
-    return [*segments, held] if held else segments
-
-
-def _longest(word: str, length: Callable[[str], int], limit: int) -> int:
-    """Characters of the longest start of a word that fits, at least one."""
-    low, high = 1, len(word)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if length(word[:middle]) <= limit else (low, middle - 1)
-    return low
