@@ -88,25 +88,6 @@ def test_a_doubled_frame_is_an_image(qwen: Any) -> None:
     assert torch.equal(tower.encode(tower.prepare(picture)).data[0], models.flat(video))
 
 
-def test_pairs_are_the_models_video(tiny: Any) -> None:
-    frames = models.pictures(6)
-    patches, grid = tiny.video_pixels(frames)
-    whole = models.flat(tiny.features(patches, grid, video=True))
-    tower: Any = tiny.of().load()
-    prepared = tower.prepare(frames)
-    assert torch.equal(tower.paired(prepared).flatten(0, 3), patches)
-    assert torch.equal(tower.encode_pairs(prepared).data.flatten(0, 1), whole)
-    step = 2 if tiny.name in QWEN else 1
-    one_by_one = [tower.encode_pairs(prepared[i : i + step]).data[0] for i in range(0, 6, step)]
-    assert torch.equal(torch.cat(one_by_one), whole)
-
-
-def test_an_odd_frame_has_no_pair(qwen: Any) -> None:
-    tower: Any = qwen.of().load()
-    with pytest.raises(ValueError, match="3 frames do not fill"):
-        tower.encode_pairs(tower.prepare(models.pictures(3)))
-
-
 def test_batches_change_nothing(tiny: Any) -> None:
     tower = tiny.of().load()
     names = frozenset(tower.outline.extras)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from tokpipe.encode._tower import Outline, Places, VisionTower
+from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from tokpipe.encode.hf_vision import HfVision
@@ -46,3 +47,11 @@ class Family(Protocol):
         The tower's ``weights`` is its digest; ``hf_vision`` compares it with the one on record.
         """
         ...
+
+
+def no_text_tower() -> ModelError:
+    """The error of towers whose words live in a language model that is not there."""
+    return ModelError(
+        "a multimodal model's vision front end has no text tower",
+        hint="use an encoder with one, such as open-clip or a SigLIP model",
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from tokpipe.encode._hf.family import no_text_tower
 from tokpipe.encode._hf.steps import Steps
 from tokpipe.encode._hf.views import Layout, Look, read_stamp, stamped
 from tokpipe.encode._tower import Encoded, Outline
@@ -123,10 +124,7 @@ class FrontTower:
         Raises:
             ModelError: Always.
         """
-        raise ModelError(
-            "a multimodal model's vision front end has no text tower",
-            hint="use an encoder with one, such as open-clip or a SigLIP model",
-        )
+        raise no_text_tower()
 
     def _tokens(self, rows: Tensor) -> Tensor:
         """Rows [B, m, s^2 D] as the stage has them."""

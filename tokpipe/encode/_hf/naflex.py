@@ -81,18 +81,19 @@ class NaflexTower(PlainTower):
         return made.to(self._place[1])
 
     def _entered(self, prepared: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        shapes, patches = patches_of(prepared, self._family.patch[0])
-        hidden = self._tower.embeddings(patches, shapes)
+        grid, patches = patches_of(prepared, self._family.patch[0])
+        hidden = self._tower.embeddings(patches, grid)
         return hidden, {"attention_mask": None}
 
 
 def patches_of(prepared: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Grids int64 [T, 2] and patches [T, n, side x side x 3] of pictures [T, 3, h, w].
+    """Their grid int64 [1, 2] and patches [T, n, side x side x 3] of pictures [T, 3, h, w].
 
-    Numbers of a patch lie row by row, colours innermost, as NaFlex takes them.
+    Numbers of a patch lie row by row, colours innermost, as NaFlex takes them. The grid is on the
+    CPU and stands for all pictures: positions are then made once a batch, and as the library checks
+    the grid's values, nothing waits for the device.
     """
     t, colours, high, wide = prepared.shape
     rows, cols = high // side, wide // side
     cut = prepared.reshape(t, colours, rows, side, cols, side).permute(0, 2, 4, 3, 5, 1)
-    shapes = torch.tensor([[rows, cols]], device=prepared.device).expand(t, -1)
-    return shapes, cut.reshape(t, rows * cols, -1)
+    return torch.tensor([[rows, cols]]), cut.reshape(t, rows * cols, -1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, heads_of, keys, queries, received, turned_by, watching
+from tokpipe.encode._hf.family import no_text_tower
 from tokpipe.encode._hf.patches import Layout, Patches, kept, whole
 from tokpipe.encode._tower import Encoded, Outline
 from tokpipe.errors import ModelError
@@ -49,8 +50,6 @@ class PatchTower(ABC):
         watched: Names of columns to the block they are taken from.
         pixels: Patches float32 [T, gh, gw, s^2, F] of uint8 [T, 3, H, W], by the model's own
             processor.
-        temporal: Frames of one temporal patch.
-        patch: Side of a patch in pixels.
     """
 
     outline: Outline
@@ -62,11 +61,8 @@ class PatchTower(ABC):
     windowed: frozenset[nn.Module]
     watched: Mapping[str, int]
     pixels: Callable[[Tensor], Tensor]
-    temporal: int
-    patch: int
     post: bool
     dtype: torch.dtype
-    device: torch.device
 
     @abstractmethod
     def rows(self, hidden: Tensor, patches: Patches, where: Mapping[str, Any]) -> Rows:
@@ -98,32 +94,6 @@ class PatchTower(ABC):
         patches = whole(self.layout, (high * side, wide * side), t, prepared.device)
         return self._encode(prepared.flatten(0, 3), patches, t, columns)
 
-    def encode_pairs(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:
-        """Tokens of frames that truly follow each other, two to a temporal patch.
-
-        What the model does with a video. Towers of one frame a patch (VideoLLaMA3) encode each.
-
-        Args:
-            prepared: [2 T, gh, gw, s^2, F], as ``prepare`` gives it.
-
-        Returns:
-            Tokens of the T temporal patches.
-        """
-        return self.encode(self.paired(prepared), columns)
-
-    def paired(self, prepared: Tensor) -> Tensor:
-        """Merge each two following pictures [2 T, ...] into one temporal patch [T, ...]."""
-        if self.temporal == 1:
-            return prepared
-        if len(prepared) % self.temporal:
-            raise ValueError(f"paired: {len(prepared)} frames do not fill temporal patches")
-        # A patch is (channels, frames, side, side); frame i comes from the i-th picture.
-        split = prepared.reshape(
-            -1, self.temporal, *prepared.shape[1:4], 3, self.temporal, self.patch**2
-        )
-        frames = [split[:, i, ..., i, :] for i in range(self.temporal)]
-        return torch.stack(frames, -2).flatten(-3)
-
     def encode_kept(
         self, prepared: Tensor, live: Tensor, columns: frozenset[str] = frozenset()
     ) -> Encoded:
@@ -148,10 +118,7 @@ class PatchTower(ABC):
         Raises:
             ModelError: Always.
         """
-        raise ModelError(
-            "a multimodal model's vision front end has no text tower",
-            hint="use an encoder with one, such as open-clip or a SigLIP model",
-        )
+        raise no_text_tower()
 
     @torch.inference_mode()
     def _encode(

@@ -172,8 +172,8 @@ class PatchFamily:
         return tower(
             outline=outline, weights=weights, layout=self.layout, visual=visual, project=project,
             blocks=blocks, windowed=frozenset(b for i, b in enumerate(blocks) if i not in seeing),
-            watched=self._watched(), pixels=partial(_patches_of, self), temporal=self.temporal,
-            patch=self.patch, post=self.post, dtype=dtype, device=device,
+            watched=self._watched(), pixels=partial(_patches_of, self), post=self.post,
+            dtype=dtype,
         )  # fmt: skip
 
     def _parts(self, model: Any) -> tuple[nn.Module, ...]:
