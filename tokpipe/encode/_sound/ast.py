@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from tokpipe.encode._attend import Seen, attention_rows, heads_of
 from tokpipe.encode._hf.load import config_source, front_end, library
 from tokpipe.encode._sound.columns import COLUMNS, place_columns
-from tokpipe.encode._sound.family import (
-    about,
-    check_stage,
-    extractor_of,
-)
+from tokpipe.encode._sound.family import about, check_stage, extractor_of
 from tokpipe.encode._sound.kaldi_fbank import ast_fbank
 from tokpipe.encode._sound.lengths import HOP, patch_grid
 from tokpipe.encode._sound.tower import catching, spans_of_edges
@@ -84,10 +80,8 @@ class AstSound:
     def features(self, wave: Tensor) -> Tensor:
         """See ``Sound``; [1, max_length, B]."""
         mean, std = self._mean_std or (0.0, 0.5)
-        config = self.config
-        return ast_fbank(wave, config.max_length, bins=config.num_mel_bins, mean=mean, std=std)[
-            None
-        ]
+        bins, frames = self.config.num_mel_bins, self.config.max_length
+        return ast_fbank(wave, frames, bins=bins, mean=mean, std=std)[None]
 
     def tokens(self, tower: Any, projector: Any, features: Tensor, samples: int) -> Tensor:
         """See ``Sound``."""

@@ -9,6 +9,7 @@ The tower ends in its projection to the language model: ``pre_projector`` is wha
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,7 @@ from tokpipe.encode._attend import Seen
 from tokpipe.encode._hf.load import config_source, front_end, library
 from tokpipe.encode._sound import lengths
 from tokpipe.encode._sound.columns import COLUMNS, place_columns, pooled
-from tokpipe.encode._sound.family import (
-    about,
-    check_stage,
-    extractor_of,
-    whisper_picture,
-)
+from tokpipe.encode._sound.family import about, check_stage, extractor_of, whisper_picture
 from tokpipe.encode._sound.lengths import HOP
 from tokpipe.encode._sound.tower import catching, even_times, output_of, spans_of_edges
 from tokpipe.encode._tower import Outline
@@ -51,6 +47,8 @@ class Qwen25OmniSound:
         check_stage(settings, self.audio.encoder_layers, projector=True)
         unit = self._unit()
         self.chunk = max(1, _LONGEST // unit) * unit * HOP
+        # All chunks of a sound but the last are of one length: their places are copied once.
+        self._laid = lru_cache(maxsize=8)(self._placed)
 
     def _unit(self) -> int:
         """Columns that see no others; pairs of places must not cross its border either."""
@@ -148,11 +146,17 @@ class Qwen25OmniSound:
         pieces = lengths.stretches([columns], self.audio.n_window)
         longest = pieces[0]
         filled = pad(features, (0, len(pieces) * longest - columns))
-        device = features.device
         return {
             "input_features": features,
-            "feature_lens": torch.tensor([columns], device=device),
             "padded_feature": filled.view(-1, len(pieces), longest).transpose(0, 1),
+            **self._laid(columns, features.device),
+        }
+
+    def _placed(self, columns: int, device: torch.device) -> dict[str, Tensor]:
+        """What of the arguments depends on the number of columns alone."""
+        pieces = lengths.stretches([columns], self.audio.n_window)
+        return {
+            "feature_lens": torch.tensor([columns], device=device),
             "chunk_lengths": torch.tensor(pieces, device=device),
             **self._windows(columns, pieces, device),
         }

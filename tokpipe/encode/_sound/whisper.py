@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from tokpipe.encode._attend import Seen
 from tokpipe.encode._hf.load import config_source, front_end, library
 from tokpipe.encode._sound.columns import COLUMNS, place_columns, pooled
-from tokpipe.encode._sound.family import (
-    about,
-    check_stage,
-    extractor_of,
-    whisper_picture,
-)
+from tokpipe.encode._sound.family import about, check_stage, extractor_of, whisper_picture
 from tokpipe.encode._sound.lengths import HOP, halved, mel_columns, qwen2_audio_tokens
 from tokpipe.encode._sound.tower import catching, even_times
 from tokpipe.encode._tower import Outline
