@@ -28,14 +28,9 @@ _listening: dict[int, Complaints] = {}
 
 @dataclass(slots=True)
 class Complaints:
-    """What this thread's decoders complained of while it listened.
-
-    Attributes:
-        known: The log can be listened to at all.
-    """
+    """How often this thread's decoders complained while it listened; 0 where it cannot."""
 
     count: int = 0
-    known: bool = True
 
 
 def _hear(_context: Any, level: int, form: bytes | None, _arguments: Any) -> None:
@@ -69,7 +64,7 @@ def _library() -> Any:
 def complaints() -> Iterator[Complaints]:
     """Count the errors that FFmpeg logs in this thread inside the block."""
     library = _library()
-    mine = Complaints(known=library is not None)
+    mine = Complaints()
     if library is None:
         yield mine
         return

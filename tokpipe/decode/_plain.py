@@ -39,12 +39,10 @@ class Shown:
 
     Attributes:
         pts, duration: int64 [T] units of the timeline, see ``_timeline``.
-        hidden: Packets before the start of an edit list.
     """
 
     pts: NDArray[np.int64]
     duration: NDArray[np.int64]
-    hidden: int
 
 
 def refusal(path: Path, why: str) -> UnsupportedMedia:
@@ -102,10 +100,12 @@ def look(path: Path, info: MediaInfo, device: str) -> Shown:
     pts = pts[order]
     if (np.diff(pts) <= 0).any():
         raise refusal(path, "two pictures have one time")
-    return Shown(pts, np.array(packets.duration, dtype=np.int64)[order], packets.hidden)
+    return Shown(pts, np.array(packets.duration, dtype=np.int64)[order])
 
 
 class _Packets:
+    """Times of all packets of the video, and what rules the file out."""
+
     def __init__(self, path: Path, box: Any, video: VideoInfo, timeline: Timeline) -> None:
         self.path = path
         self.stream = open_stream(box, video.index)
