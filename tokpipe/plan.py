@@ -145,7 +145,7 @@ class _Planner:
         made = Plan(
             input=str(self.path), duration=self.info.duration, frames=len(offer.pts),
             budget=str(job.budget) if job.budget else None, layout=job.options.layout,
-            recipe=job.name, reused=["decode", "encode"] if self.offer.banked else [],
+            recipe=job.name, reused=self._reused(),
         )  # fmt: skip
         total = offer.video + offer.sound
         made.candidates = {"video": offer.video, "audio": offer.sound, "total": total}
@@ -164,6 +164,13 @@ class _Planner:
             f"{code}: {text}" for code, text in (*self.info.warnings, *self._thin(likely))
         ]
         return made
+
+    def _reused(self) -> list[str]:
+        """Stages found in the bank; what towers made of single pictures shows only in a run."""
+        if not self.offer.banked:
+            return []
+        towers = any(chain.late is not None for chain in self.chains.values())
+        return ["decode"] if towers else ["decode", "encode"]
 
     def _tokens(self) -> tuple[dict[str, int], dict[str, bool]]:
         """Counts and whether they are exact."""

@@ -117,7 +117,7 @@ Encoder = Annotated[
     typer.Option(
         "--encoder", "-e", metavar="ENCODER", rich_help_panel=_ENCODER, show_default="none",
         autocompletion=encoder_names,
-        help="A neural encoder, FAMILY:NAME[@REV] such as open_clip:ViT-B-32, or a card; one for "
+        help="A neural encoder, FAMILY:NAME\\[@REV] such as open_clip:ViT-B-32, or a card; one for "
         "the pictures, one for the sound.",
     ),
 ]  # fmt: skip

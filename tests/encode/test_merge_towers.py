@@ -18,9 +18,6 @@ from tokpipe.encode._merging.towers import (
     MergedTower,
     Parts,
     hf_parts,
-    merge_hf,
-    merge_open_clip,
-    merge_timm,
     open_clip_parts,
     timm_parts,
 )
@@ -159,17 +156,6 @@ def test_every_kind_of_tower_merges(tower: Tower) -> None:
     assert made.rows.isfinite().all()
 
 
-def test_depth_leaves_out_the_last_blocks_and_the_norm() -> None:
-    model, given = timm_model(), draw(2, 3, 8 * SIDE, 8 * SIDE)
-    with torch.inference_mode():
-        made = merge_timm(model, InEncoder(ToMe()), given, depth=-1)
-        blocks = model.blocks[:-1]
-        own = blocks(model.norm_pre(model._pos_embed(model.patch_embed(given))))
-    assert torch.equal(torch.stack(made.pictures()), own)
-    with pytest.raises(RecipeError, match="depth 5"):
-        merge_timm(model, InEncoder(ToMe()), given, depth=5)
-
-
 def test_ast_merges_with_both_of_its_tokens_protected() -> None:
     with torch.inference_mode():
         tower = TOWERS["ast"]()
@@ -189,13 +175,13 @@ def test_entry_points_take_the_models_of_their_libraries() -> None:
     vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
     text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
-    assert merge_open_clip(model.visual, rule, draw(2, 3, 32, 32)).counts == (13, 13)
+    assert open_clip_parts(model.visual).merge(rule, draw(2, 3, 32, 32)).counts == (13, 13)
     config = library.CLIPVisionConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         image_size=32, patch_size=8, projection_dim=16,
     )  # fmt: skip
     clip = library.CLIPVisionModelWithProjection(config).eval()
-    assert merge_hf(clip, rule, draw(2, 3, 32, 32)).counts == (13, 13)
+    assert hf_parts(clip).merge(rule, draw(2, 3, 32, 32)).counts == (13, 13)
 
 
 def test_towers_of_other_kinds_are_refused() -> None:
@@ -206,9 +192,9 @@ def test_towers_of_other_kinds_are_refused() -> None:
     )  # fmt: skip
     dino = library.DINOv3ViTModel(config).eval()
     conv = timm.create_model("test_convnext", num_classes=0).eval()
-    for merge, model in ((merge_hf, dino), (merge_timm, conv), (merge_open_clip, conv)):
+    for apart, model in ((hf_parts, dino), (timm_parts, conv), (open_clip_parts, conv)):
         with pytest.raises(ModelError, match="cannot merge inside a"):
-            merge(model, InEncoder(ToMe(r=2)), draw(1, 3, 32, 32))
+            apart(model)
 
 
 class Plain:

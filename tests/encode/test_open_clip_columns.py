@@ -216,17 +216,6 @@ def test_grouped_queries_and_norms_before_or_after_the_split(*, across: bool) ->
     torch.testing.assert_close(rows, weights[:, :, 1:4], rtol=0, atol=1e-6)
 
 
-def test_padding_neither_asks_nor_receives() -> None:
-    torch.manual_seed(0)
-    query, key = torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
-    live = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-    found = received(query, key, 0.5, live)
-    short = received(query[1:, :, :4], key[1:, :, :4], 0.5)
-    torch.testing.assert_close(found[1, :4], short[0])
-    assert found[1, 4:].eq(0).all()
-    torch.testing.assert_close(found.sum(1), torch.ones(2))
-
-
 def test_received_in_blocks_is_received_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query, key = torch.randn(9, 3, 50, 4), torch.randn(9, 3, 50, 4)

@@ -104,15 +104,12 @@ def most_alike(data: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Ten
     return value, index
 
 
-def most_similar(
-    queries: Tensor, keys: Tensor, *, without: int | None = None
-) -> tuple[Tensor, Tensor]:
+def most_similar(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Find the largest dot product of each query and where it is.
 
     Args:
         queries: float32 [N, D].
         keys: float32 [M, D], M >= 1.
-        without: A key that must not be chosen.
 
     Returns:
         (value float32 [N], index int64 [N]); ties go to the lower index.
@@ -120,8 +117,6 @@ def most_similar(
     values, indices = [], []
     for a, b in blocks(queries.shape[0], keys.shape[0]):
         product = queries[a:b] @ keys.T
-        if without is not None:
-            product[:, without] = -torch.inf
         best = product.max(1)
         values.append(best.values)
         indices.append(best.indices)

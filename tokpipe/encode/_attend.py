@@ -276,14 +276,12 @@ def attention_rows(
     heads: Heads,
     rows: slice = slice(0, 1),
     turn: Turn | None = None,
-    live: Tensor | None = None,
 ) -> Tensor:
     """Attention of some query rows to all tokens, float32 [B, H, m, n], each row summing to 1.
 
     Args:
         rows: The query rows; the class token by default.
         turn: Rotation of queries and keys.
-        live: bool [B, n], False for padding no row attends to.
     """
     # Picture by picture, since the bits of a product depend on how many rows it has.
     made = [heads.query(one) for one in seen.asked[:, rows].split(1)]  # type: ignore[no-untyped-call]
@@ -297,38 +295,28 @@ def attention_rows(
         folded = torch.stack([torch.bmm(picture, weight) for picture in asked])
         logits = folded.flatten(1, 2) @ seen.hidden.float().transpose(1, 2)
         logits = logits.reshape(*asked.shape[:3], -1)
-    return _softmax(logits * heads.scale, live)
+    return (logits * heads.scale).softmax(-1)
 
 
-def received(query: Tensor, key: Tensor, scale: float, live: Tensor | None = None) -> Tensor:
+def received(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Attention each token receives, mean over heads and queries: float32 [B, n], sum 1.
 
     Args:
         query, key: [B, H, n, Dh].
-        live: bool [B, n], False for padding, which neither asks nor receives.
     """
     parts = []
     for start in range(0, len(query), _PICTURES):
         some = slice(start, start + _PICTURES)
-        parts.append(_received(query[some], key[some], scale, None if live is None else live[some]))
+        parts.append(_received(query[some], key[some], scale))
     return torch.cat(parts)
 
 
-def _received(query: Tensor, key: Tensor, scale: float, live: Tensor | None) -> Tensor:
+def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
     pictures, heads, n, _ = key.shape
     key = key.float().transpose(2, 3)
     step = max(1, _BLOCK // (heads * n))
     total = torch.zeros(pictures, n, device=key.device)
     for start in range(0, query.shape[2], step):
-        weights = _softmax(query[:, :, start : start + step].float() @ key * scale, live)
-        if live is not None:
-            weights = weights * live[:, None, start : start + step, None]
-        total += weights.sum((1, 2))
-    asking = query.shape[2] if live is None else live.sum(1, keepdim=True)
-    return total / (heads * asking)
-
-
-def _softmax(logits: Tensor, live: Tensor | None) -> Tensor:
-    if live is not None:
-        logits = logits.masked_fill(~live[:, None, None, :], -torch.inf)
-    return logits.softmax(-1)
+        logits = query[:, :, start : start + step].float() @ key * scale
+        total += logits.softmax(-1).sum((1, 2))
+    return total / (heads * query.shape[2])

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe compress talk.mp4 -b 2048\n\n"
     "  tokpipe compress talks/ -o caches/ -b 10% --workers 4\n\n"
-    "  tokpipe compress a.mp4 -r 'fps:fps=1.0 | pixels | uniform; audio: mel'"
+    "  tokpipe compress a.mp4 -r 'fps:fps=1.0 | pixels | uniform; audio: mel'\n\n"
+    "  tokpipe compress a.mp4 -b 2048 -e open_clip:ViT-B-16 -r divprune"
 )
 
 

@@ -81,7 +81,7 @@ def token_lengths(case: Case) -> None:
     """Counts for every stored length."""
     columns, samples = case("mel_frames").tolist(), case("samples").tolist()
     by_columns = {
-        "whisper_conv": lengths.whisper_tokens,
+        "whisper_conv": lengths.halved,
         "qwen2_audio": lengths.qwen2_audio_tokens,
         "qwen2_5_omni": lengths.qwen2_audio_tokens,
         "qwen3_omni": lengths.qwen3_omni_tokens,
@@ -92,7 +92,6 @@ def token_lengths(case: Case) -> None:
         "wav2vec2_hubert": lengths.conv_tokens,
         "whisper_mel_cols": lengths.mel_columns,
         "kaldi_frames": lengths.kaldi_frames,
-        "beats_tokens": lengths.beats_tokens,
     }
     for name, count in by_samples.items():
         assert_index([count(n) for n in samples], case(name))

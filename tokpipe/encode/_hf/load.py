@@ -128,7 +128,6 @@ def front_end(
     settings: Settings,
     *,
     drop: Sequence[str] = (),
-    attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> Any:
     """The model ``kind(config)`` without the parts ``drop``, filled with its weights.
 
@@ -136,7 +135,6 @@ def front_end(
         kind: A transformers class, such as ``LlavaModel`` (not ``...ForConditionalGeneration``,
             whose head would be built and read too).
         drop: Dotted names of submodules left out: their tensors are not read and take no memory.
-        attention: Implementation of attention.
 
     Returns:
         The module on the CPU in the checkpoint's own dtype, in eval mode, without gradients. Take
@@ -150,9 +148,7 @@ def front_end(
     what = settings.weights or settings.model
     with _quiet():
         try:
-            made, report = _from_pretrained(
-                _without(kind, tuple(drop)), config, settings, attention
-            )
+            made, report = _from_pretrained(_without(kind, tuple(drop)), config, settings)
         except TokpipeError:
             raise
         except OSError as error:
@@ -182,11 +178,9 @@ def placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return module
 
 
-def _from_pretrained(
-    kind: Any, config: Any, settings: Settings, attention: str
-) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(kind: Any, config: Any, settings: Settings) -> tuple[Any, dict[str, Any]]:
     how: dict[str, Any] = {
-        "config": config, "dtype": "auto", "attn_implementation": attention,
+        "config": config, "dtype": "auto", "attn_implementation": "sdpa",
         "output_loading_info": True, "ignore_mismatched_sizes": True,
     }  # fmt: skip
     if settings.weights == RANDOM:

@@ -40,34 +40,23 @@ class Parts:
     prefix: int
 
     def merge(
-        self, rule: InEncoder, prepared: Tensor, *, depth: int | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Merged:  # fmt: skip
+        self, rule: InEncoder, prepared: Tensor, *, grid: tuple[int, int] | None = None
+    ) -> Merged:
         """Encode prepared pictures with a rule inside.
 
         Args:
             rule: What merges, and where; its layers count from the tower's first block.
             prepared: [T, ...] as the tower takes them, in any float type.
-            depth: Blocks to run, negative from the end (-1: all but the last), then without the
-                final norm; None the whole tower.
             grid: Rows and columns of the patches, for rules that look at places.
 
         Raises:
-            RecipeError: ``depth`` or the rule's layers do not fit the tower.
+            RecipeError: The rule's layers or the grid do not fit the tower.
             ModelError: A block of an unknown kind, or in training mode.
         """
-        blocks, norm = list(self.blocks), self.norm
-        if depth is not None:
-            if not -len(blocks) <= depth <= len(blocks):
-                raise RecipeError(
-                    f"depth {depth} of a tower of {len(blocks)} blocks",
-                    hint="give the number of blocks to run",
-                )
-            blocks, norm = blocks[:depth], nn.Identity()
         with torch.inference_mode():
             hidden = self.embed(prepared)
-            made = rule.run(blocks, hidden, prefix=self.prefix, grid=grid)
-            return replace(made, rows=norm(made.rows))
+            made = rule.run(self.blocks, hidden, prefix=self.prefix, grid=grid)
+            return replace(made, rows=self.norm(made.rows))
 
 
 def open_clip_parts(visual: Any) -> Parts:
@@ -160,21 +149,6 @@ def _unknown(module: nn.Module) -> ModelError:
     )
 
 
-def merge_open_clip(visual: nn.Module, rule: InEncoder, prepared: Tensor, **how: Any) -> Merged:
-    """Encode with open_clip's ``model.visual`` and a rule inside, see :meth:`Parts.merge`."""
-    return open_clip_parts(visual).merge(rule, prepared, **how)
-
-
-def merge_timm(trunk: nn.Module, rule: InEncoder, prepared: Tensor, **how: Any) -> Merged:
-    """Encode with a ViT of timm and a rule inside, see :meth:`Parts.merge`."""
-    return timm_parts(trunk).merge(rule, prepared, **how)
-
-
-def merge_hf(model: nn.Module, rule: InEncoder, prepared: Tensor, **how: Any) -> Merged:
-    """Encode with a tower of transformers and a rule inside, see :meth:`Parts.merge`."""
-    return hf_parts(model).merge(rule, prepared, **how)
-
-
 class MergedTower:
     """A tower with a rule inside: fewer tokens a picture, and maps that say whose they are.
 
@@ -184,7 +158,7 @@ class MergedTower:
     """
 
     def __init__(
-        self, tower: VisionTower, rule: InEncoder, parts: Parts, *, depth: int | None = None,
+        self, tower: VisionTower, rule: InEncoder, parts: Parts, *,
         grid: tuple[int, int] | None = None, text: str = "",
     ) -> None:  # fmt: skip
         """Wrap a loaded tower.
@@ -193,12 +167,11 @@ class MergedTower:
             tower: Whose ``prepare`` and ``embed_text`` are used.
             rule: What merges, and where.
             parts: The same tower taken apart, projector included in ``norm`` if it has one.
-            depth: Blocks to run, see :meth:`Parts.merge`.
             grid: Rows and columns of the patches.
             text: The rule as the cache records it, its recipe text.
         """
         self._tower, self._rule, self._parts = tower, rule, parts
-        self._depth, self._grid = depth, grid
+        self._grid = grid
         self.outline: Outline = tower.outline.merged(text or type(rule.reducer).__name__)
         self.weights = tower.weights
 
@@ -208,7 +181,7 @@ class MergedTower:
 
     def encode_merged(self, prepared: Tensor) -> tuple[list[Encoded], list[TokenMap]]:
         """Tokens [1, K, D] of each picture, and the map from its n patches to them."""
-        made = self._parts.merge(self._rule, prepared, depth=self._depth, grid=self._grid)
+        made = self._parts.merge(self._rule, prepared, grid=self._grid)
         return [Encoded(data=rows[None]) for rows in made.tokens()], list(made.maps)
 
     def encode(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:
