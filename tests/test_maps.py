@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.maps import GridMap, TokenMap
+from tokpipe.maps import GridMap, TokenMap, counted
 from tokpipe.spec import KIND_KEPT, KIND_MERGED, KIND_POOLED
 from tokpipe.tensors import TokenBatch
 from tokpipe.testing.suites import sample_tokens
@@ -158,3 +158,12 @@ def test_grid_map_expansion_of_a_long_clip_stays_sparse() -> None:
     """64 frames of 9 x 16 to 64 x 3 x 4: a dense K x N matrix would hold 28 million entries."""
     grid = GridMap(t=torch.eye(64), y=GridMap.average(9, 3), x=GridMap.average(16, 4))
     assert grid.expand().src.shape[0] == 64 * 9 * 16
+
+
+def test_counting_is_that_of_bincount_with_and_without_a_mask() -> None:
+    draw = torch.Generator().manual_seed(1)
+    index = torch.randint(0, 9, (50,), generator=draw)
+    live = torch.rand(50, generator=draw) > 0.5
+    assert torch.equal(counted(index, 11), torch.bincount(index, minlength=11))
+    assert torch.equal(counted(index, 11, live), torch.bincount(index[live], minlength=11))
+    assert counted(index[:0], 2).tolist() == [0, 0]

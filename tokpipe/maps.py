@@ -28,6 +28,20 @@ def check_tensor(
         )
 
 
+def counted(index: Tensor, size: int, live: Tensor | None = None) -> Tensor:
+    """How often each number below ``size`` stands in ``index``, int64 [size].
+
+    What ``torch.bincount`` gives, which on a GPU makes the processor wait for it.
+
+    Args:
+        index: int64 [M], 0 .. size - 1.
+        size: Length of the result.
+        live: bool [M], which of them count; all by default.
+    """
+    ones = torch.ones_like(index) if live is None else live.long()
+    return torch.zeros(size, dtype=torch.int64, device=index.device).index_add_(0, index, ones)
+
+
 def _refuse_range(
     num_sources: int, rows: int, entries: bool, placed: bool, holds: Sequence[bool]
 ) -> None:
@@ -183,15 +197,14 @@ class TokenMap:
     def gathers(self) -> bool:
         """Every row is made from exactly one source with weight 1."""
         live = self.weight != 0
-        held = torch.zeros(len(self), dtype=torch.int64, device=live.device)
-        held.index_add_(0, self.dst, live.long())
+        held = counted(self.dst, len(self), live)
         return bool((held == 1).all() & ((self.weight == 1) | ~live).all())
 
     def kinds(self) -> Tensor:
         """``kind`` uint8 [K]; where it is None, kept or merged by the number of sources."""
         if self.kind is not None:
             return self.kind
-        merged = torch.bincount(self.dst[self.weight != 0], minlength=len(self)) > 1
+        merged = counted(self.dst, len(self), self.weight != 0) > 1
         return torch.where(merged, KIND_MERGED, KIND_KEPT).to(torch.uint8)
 
     @property
@@ -214,7 +227,7 @@ class TokenMap:
         if after.num_sources != len(self):
             raise ValueError(f"cannot compose: {len(self)} rows into a map of {after.num_sources}")
         order = torch.argsort(self.dst, stable=True)
-        counts = torch.bincount(self.dst, minlength=len(self))
+        counts = counted(self.dst, len(self))
         starts = torch.cumsum(counts, 0) - counts
         reps = counts[after.src]
         entry = torch.repeat_interleave(torch.arange(after.src.shape[0], device=reps.device), reps)
@@ -248,7 +261,7 @@ class TokenMap:
         """Kinds of a composition: those of ``after``, else merged or as the row taken."""
         if after.kind is not None or self.kind is None or not len(self):
             return after.kind
-        merged = torch.bincount(after.dst[after.weight != 0], minlength=len(after)) > 1
+        merged = counted(after.dst, len(after), after.weight != 0) > 1
         place = self.kind[after.anchor.clamp(min=0)]
         return torch.where(merged | (after.anchor < 0), KIND_MERGED, place.long()).to(torch.uint8)
 

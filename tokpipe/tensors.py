@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokpipe.maps import GridMap, TokenMap, check_tensor
+from tokpipe.maps import GridMap, TokenMap, check_tensor, counted
 from tokpipe.spec import KIND_KEPT, KIND_MERGED
 
 __all__ = ["AudioChunk", "FrameBatch", "GridMap", "Query", "Reduction", "TokenBatch", "TokenMap"]
@@ -271,8 +271,7 @@ class TokenBatch:
             data, merged = self.data.index_select(0, source), None
         else:
             data = _weighted(tmap, self.data)
-            live = tmap.weight != 0
-            merged = torch.bincount(tmap.dst[live], minlength=len(tmap)) > 1
+            merged = counted(tmap.dst, len(tmap), tmap.weight != 0) > 1
         place = self._placed(tmap.anchor, data)
         shared = tmap.share > 0
         src, dst, share = tmap.src[shared], tmap.dst[shared], tmap.share[shared]
@@ -318,7 +317,7 @@ def _weighted(tmap: TokenMap, data: Tensor) -> Tensor:
     live = live[torch.argsort(tmap.dst[live], stable=True)]
     flat = data.reshape(data.shape[0], -1).float()
     start = torch.zeros(len(tmap) + 1, dtype=torch.int64, device=data.device)
-    torch.cumsum(torch.bincount(tmap.dst[live], minlength=len(tmap)), 0, out=start[1:])
+    torch.cumsum(counted(tmap.dst[live], len(tmap)), 0, out=start[1:])
     # One fused pass: gathering the sources first would cost seven times as much on a CPU.
     out = torch.nn.functional.embedding_bag(
         tmap.src[live], flat, start, mode="sum", per_sample_weights=tmap.weight[live],
@@ -330,7 +329,7 @@ def _weighted(tmap: TokenMap, data: Tensor) -> Tensor:
 def _hull(source: Tensor, place: Tensor, src: Tensor, dst: Tensor) -> Tensor:
     k = place.shape[0]
     low, high = place[:, 0].clone(), place[:, 1].clone()
-    has = torch.bincount(dst, minlength=k) > 0
+    has = counted(dst, k) > 0
     top = torch.finfo(source.dtype) if source.is_floating_point() else torch.iinfo(source.dtype)
     first = torch.full_like(low, top.max).scatter_reduce(0, dst, source[src, 0], "amin")
     last = torch.full_like(high, top.min).scatter_reduce(0, dst, source[src, 1], "amax")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokpipe.checks import checked_together
 from tokpipe.encode._merging.blocks import Block, attended, block_of, rows_of_attention
 from tokpipe.encode._merging.ragged import Layout, joined, split_maps
 from tokpipe.errors import RecipeError
@@ -200,8 +201,9 @@ class InEncoder:
             )
         plan = self.plan(len(blocks))
         run = _Run(self, hidden, prefix, grid)
-        for index, module in enumerate(blocks):
-            run.through(module, index in plan, plan.get(index))
+        with checked_together():
+            for index, module in enumerate(blocks):
+                run.through(module, index in plan, plan.get(index))
         return run.done()
 
 
@@ -358,4 +360,7 @@ def _decided(
         pictures = [tokens.take(slice(a, a + n)) for a, n in zip(starts, sizes, strict=False)]
         found = [rule.decide(p, b) for p, b in zip(pictures, budgets, strict=True)]
     maps = [one.expand() if isinstance(one, GridMap) else one for one in found]
-    return joined(maps, sizes, protected, type(rule).__name__)
+    count = getattr(rule, "out_count", None)
+    known = [count(n, b) if count else (n, False) for n, b in zip(sizes, budgets, strict=True)]
+    counts = [rows for rows, _ in known] if all(exact for _, exact in known) else None
+    return joined(maps, sizes, protected, type(rule).__name__, counts)

@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tokpipe.checks import check
 from tokpipe.errors import RecipeError
-from tokpipe.maps import TokenMap
+from tokpipe.maps import TokenMap, counted
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ class Layout:
 
 
 def joined(
-    maps: Sequence[TokenMap], sizes: Sequence[int], protected: int, rule: str
-) -> tuple[TokenMap, list[int]]:
+    maps: Sequence[TokenMap], sizes: Sequence[int], protected: int, rule: str,
+    known: list[int] | None = None,
+) -> tuple[TokenMap, list[int]]:  # fmt: skip
     """One map of maps over pictures (or of one over them all), rows picture after picture.
 
     Args:
@@ -98,6 +100,8 @@ def joined(
         protected: The first so many sources of a picture must stay rows of their own; they are
             put first.
         rule: Who decided.
+        known: Rows of each picture, where that follows from sizes alone: then nothing waits for
+            the device.
 
     Returns:
         The map and the rows of each picture.
@@ -114,13 +118,18 @@ def joined(
     first = layout.before(protected).reshape(len(sizes), protected)
     held = (one.anchor[:, None] == first[row]).any(1) if protected else row < 0
     order = torch.argsort(row * 2 + (~held).long(), stable=True)
-    counts = torch.bincount(row, minlength=len(sizes))
-    *found, kept = torch.cat([counts, held.sum()[None]]).tolist()
-    if kept != protected * len(sizes):
+
+    def refuse(_found: Sequence[bool]) -> None:
         raise RecipeError(
             f"`{rule}` gave up class tokens inside the tower",
             hint="turn off its `class_token`, so that it sees patches only",
         )
+
+    check((held.sum() == protected * len(sizes))[None], refuse)
+    if known is not None and sum(known) == len(one):
+        found = known
+    else:
+        found = counted(row, len(sizes)).tolist()
     back = torch.empty_like(order)
     back[order] = torch.arange(len(one), device=order.device)
     made = replace(
@@ -165,7 +174,7 @@ def split_maps(
     order = order[local[total.dst[order]] >= skip]
     dst = total.dst[order]
     picture = layout.picture[dst]
-    entries = torch.bincount(picture, minlength=len(counts)).tolist()
+    entries = counted(picture, len(counts)).tolist()
     base, place = picture * sources + skip, local[dst] - skip
     columns = (total.src[order] - base, place, total.weight[order], total.share[order])
     parts = zip(*(torch.split(column, entries) for column in columns), strict=True)
