@@ -140,8 +140,9 @@ class VisionTower(Protocol):
     ) -> Encoded:
         """Tokens ``live`` bool [n] of one prepared picture [1, ...], encoded from them alone.
 
-        Every token keeps its place in the full grid; class and register tokens always enter.
-        Only where ``outline.sparse``.
+        A mask on the CPU is best: how many tokens it has must be known there. Every token keeps its
+        place in the full grid; class and register tokens always enter. Only where
+        ``outline.sparse``.
         """
         ...
 

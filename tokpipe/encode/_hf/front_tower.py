@@ -97,11 +97,11 @@ class FrontTower:
         """
         if not self.outline.sparse:
             raise ModelError("crops cannot be encoded in part", hint="set tiles to false")
-        live = live.to(self.members.device)
         if not bool(live.any()):
             whole = self.encode(prepared, columns)
             none = {name: values[:, :0] for name, values in whole.columns.items()}
             return Encoded(data=whole.data[:, :0], columns=none)
+        live = live.to(self.members.device)
         # Pooled tokens reach over their neighbours' patches.
         groups = self._needed(live)
         patches = torch.zeros(self.members.numel(), dtype=torch.bool, device=live.device)

@@ -109,7 +109,8 @@ class PatchTower(ABC):
             empty = torch.zeros(1, 0, self.outline.dim, dtype=self.dtype, device=prepared.device)
             return Encoded(data=empty, deepstack=(empty,) * self.outline.deepstack)
         patches = kept(self.layout, (high * side, wide * side), there, prepared.device)
-        entering = prepared[0].flatten(0, 1)[live.to(prepared.device)].flatten(0, 1)
+        at = there.nonzero()[:, 0].to(prepared.device, non_blocking=True)
+        entering = prepared[0].flatten(0, 1).index_select(0, at).flatten(0, 1)
         return self._encode(entering, patches, 1, columns)
 
     def embed_text(self, text: str) -> Query:

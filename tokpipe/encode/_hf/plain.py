@@ -270,7 +270,8 @@ class PlainTower:
                 hint="encode pictures one by one and leave out those without a live token",
             )
         hidden, named = self._entered(prepared)
-        at = live.to(hidden.device).nonzero()[:, 0]
+        # Found where the mask is: of one on the CPU nothing is read back from a GPU.
+        at = live.nonzero()[:, 0].to(hidden.device, non_blocking=True)
         prefix = self._family.prefix
         hidden = torch.cat([hidden[:, :prefix], hidden[:, prefix:].index_select(1, at)], 1)
         rope = named.get("position_embeddings")

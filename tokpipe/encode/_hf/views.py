@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from tokpipe.encode._fit import Filter, Frame, placed, resized
+from tokpipe.encode._fit import Filter, Frame, constant, placed, resized
 from tokpipe.encode._hf.pixels import Pixels, pixels_of
 from tokpipe.encode._tower import Places
 from tokpipe.spec import KIND_KEPT, KIND_NEWLINE
@@ -118,7 +118,7 @@ class Layout:
         """
         if self.take is None:
             return tokens
-        taken = tokens[:, self.take.to(tokens.device)]
+        taken = tokens[:, self.take.to(tokens.device, non_blocking=True)]
         high, wide = self.mosaic
         base, crops = taken[:, : -high * wide], taken[:, -high * wide :]
         if self.shrunk != self.mosaic:
@@ -181,12 +181,12 @@ def stamped(tiles: Tensor, height: int, width: int) -> Tensor:
     """
     marked = pad(tiles, (0, 0, 0, 1))
     digits = [*divmod(height, _DIGIT), *divmod(width, _DIGIT)]
-    marked[:, 0, 0, -1, : len(digits)] = torch.tensor(digits, dtype=tiles.dtype).to(tiles.device)
+    marked[:, 0, 0, -1, : len(digits)] = constant(tuple(digits), tiles.dtype, tiles.device)
     return marked
 
 
 def read_stamp(prepared: Tensor) -> tuple[Tensor, int, int]:
-    """Tiles [T, K, 3, S, S], height and width back from ``stamped``."""
+    """Tiles [T, K, 3, S, S], height and width back from ``stamped``; waits for the device."""
     a, b, c, d = (int(digit) for digit in prepared[0, 0, 0, -1, :4].tolist())
     return prepared[..., :-1, :], a * _DIGIT + b, c * _DIGIT + d
 

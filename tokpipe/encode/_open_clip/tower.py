@@ -131,7 +131,8 @@ class OpenClipTower:
                 "this open_clip tower cannot encode some patches without the others",
                 hint="encode whole frames (context frame)",
             )
-        index = live.to(prepared.device).nonzero().flatten()
+        # Found where the mask is: of one on the CPU nothing is read back from a GPU.
+        index = live.nonzero().flatten().to(prepared.device, non_blocking=True)
         if len(index) == 0:
             raise ValueError("OpenClipTower.encode_kept: no token is live")
         return self._encode(prepared, columns, self._trunk.only(index))
