@@ -88,6 +88,15 @@ def test_a_doubled_frame_is_an_image(qwen: Any) -> None:
     assert torch.equal(tower.encode(tower.prepare(picture)).data[0], models.flat(video))
 
 
+def test_pictures_one_by_one_are_the_whole_video(qwen: Any) -> None:
+    """One temporal patch at a time, to the bit; unrelated pictures never share one."""
+    pictures = models.pictures(4, 50, 91)
+    video = qwen.features(*qwen.video_pixels(pictures.repeat_interleave(2, 0)), video=True)
+    tower = qwen.of().load()
+    alone = [tower.encode(tower.prepare(picture[None])).data[0] for picture in pictures]
+    assert torch.equal(torch.cat(alone), models.flat(video))
+
+
 def test_batches_change_nothing(tiny: Any) -> None:
     tower = tiny.of().load()
     names = frozenset(tower.outline.extras)
