@@ -30,6 +30,8 @@ from tokpipe.grid import CELL, Grid
 from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
+#: Raised when an entry holds something else than before.
+_LAYOUT = 2
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -92,7 +94,7 @@ def bank_key(
         "audio": info.audio.index if info.audio else None, "strict": strict,
     }  # fmt: skip
     heads = {name: made.head for name, made in chains.items()}
-    return chain("bank", __version__, info.fingerprint, policy, heads)
+    return chain("bank", _LAYOUT, __version__, info.fingerprint, policy, heads)
 
 
 class _Run:

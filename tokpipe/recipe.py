@@ -316,6 +316,7 @@ def _checked(chains: dict[str, Any], budget: Any, seed: Any, fill: Any, where: s
         raise RecipeError("seed must be a whole number from 0 to 2^63 - 1", where=where)
     if not isinstance(fill, bool):
         raise RecipeError("fill must be true or false", where=where)
+    chains = dict(chains)
     for stream, chain in chains.items():
         default = load_recipe(_DEFAULT).chains[stream] if _headless(chain) else ()
         chains[stream] = with_head(chain, default)

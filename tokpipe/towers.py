@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.cache.features import FeatureStore
-from tokpipe.device import pick_device
+from tokpipe.device import inference, pick_device
 from tokpipe.encode._batches import encode_pictures, encode_sounds
 from tokpipe.encode._tower import Encoded, Outline, Places
 from tokpipe.errors import ModelError, RecipeError, WeightsMismatch
@@ -110,6 +110,12 @@ class _Features:
             )
         return tower
 
+    def _asked(self, name: str) -> bool:
+        """The tensor of an item is one this run wants: another may have wanted more columns."""
+        if name.startswith("column."):
+            return name.removeprefix("column.") in self.columns
+        return name != _COSINE
+
     def _stored(self, item: str) -> dict[str, Tensor] | None:
         found = self.store.get(item) if self.store.has(item) else None
         wanted = {f"column.{name}" for name in self.columns}
@@ -135,6 +141,8 @@ class PictureFeatures(_Features):
     ) -> None:  # fmt: skip
         super().__init__(operator, store, running, columns)
         self.pictures = pictures
+        #: Told the number of each picture that was encoded.
+        self.report: Callable[[int], None] | None = None
         self.places: Places = operator.places(*size)
         self._cosines: list[float] = []
         if running.context == "kept" and not self.outline.sparse:
@@ -188,7 +196,7 @@ class PictureFeatures(_Features):
             self._compare(steps, names, live, made)
         parts = []
         for name, mask in zip(names, live, strict=True):
-            rows = {k: v for k, v in made[name].items() if k != _COSINE}
+            rows = {k: v for k, v in made[name].items() if self._asked(k)}
             full = len(rows["data"]) == len(mask)
             parts.append({k: v[mask] for k, v in rows.items()} if full else rows)
         return _joined(parts)
@@ -205,6 +213,8 @@ class PictureFeatures(_Features):
             tower, wanted, device=device, columns=self.columns, batch=batch
         ):
             yield step, _rows(rows)
+            if self.report is not None:
+                self.report(step)
 
     def _parts(
         self, tower: Any, place: dict[int, int], live: Tensor
@@ -213,9 +223,10 @@ class PictureFeatures(_Features):
         device = pick_device(self.running.device)
         self.encoded += len(place)
         for step, picture in self.pictures(list(place)):
-            prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
-            mask = live[place[step]].to(device)
-            yield step, _rows(tower.encode_kept(prepared, mask, self.columns))
+            with inference():
+                prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
+                rows = _rows(tower.encode_kept(prepared, live[place[step]], self.columns))
+            yield step, rows
 
     def _compare(
         self, steps: list[int], names: list[str], live: Tensor, made: dict[str, dict[str, Tensor]]
@@ -229,8 +240,9 @@ class PictureFeatures(_Features):
             if _COSINE not in made[name]:
                 tower, device = self.tower(), pick_device(self.running.device)
                 ((_, picture),) = self.pictures([step])
-                prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
-                whole = tower.encode(prepared).data[0].cpu()[mask].float()
+                with inference():
+                    prepared = tower.prepare(torch.from_numpy(picture.copy())[None].to(device))
+                    whole = tower.encode(prepared).data[0].cpu()[mask].float()
                 part = made[name]["data"].float()
                 near = torch.nn.functional.cosine_similarity(whole, part, dim=-1)
                 # Kept with the rows, so that a run that encodes nothing says the same.
@@ -298,7 +310,8 @@ class SoundFeatures(_Features):
                 made[f"s{number:08d}"] = _rows(rows)
                 self.store.put(f"s{number:08d}", made[f"s{number:08d}"])
             self.seconds += time.perf_counter() - began
-        return _joined([made[name] for name in names])
+        items = [{k: v for k, v in made[n].items() if self._asked(k)} for n in names]
+        return _joined(items)
 
 
 def _merging(
@@ -308,7 +321,8 @@ def _merging(
     pictures = iter(wanted)
     while group := list(islice(pictures, batch)):
         pixels = torch.from_numpy(np.stack([picture for _, picture in group])).to(device)
-        rows, maps = tower.encode_merged(tower.prepare(pixels))
+        with inference():
+            rows, maps = tower.encode_merged(tower.prepare(pixels))
         for (step, _), encoded, tmap in zip(group, rows, maps, strict=True):
             parts = {f"map.{name}": getattr(tmap, name).cpu() for name in _MAP}
             yield step, {**_rows(encoded), **parts}

@@ -96,17 +96,32 @@ def test_few_pictures_are_encoded_and_none_twice(
 ) -> None:
     recipe = recipe_of(clip_folder, attention_layer=1)
     first = run(film, tmp_path / "a.tokpipe.safetensors", recipe, "video=96,audio=4")
-    # 48 live tokens a picture: two would do, four leave the rules a choice.
-    assert first.frames["encoded"] == 4
+    # 48 live tokens a picture: two would do, three leave the rules a choice.
+    assert first.frames["encoded"] == 3
     again = run(film, tmp_path / "b.tokpipe.safetensors", recipe, "video=90,audio=4")
     assert again.frames == {"decoded": 0, "sampled": 24, "encoded": 0, "kept": again.frames["kept"]}
     assert again.reused == ["decode", "encode"]
     same = run(film, tmp_path / "c.tokpipe.safetensors", recipe, "video=96,audio=4",
                keep_bank=False)  # fmt: skip
-    assert same.frames["encoded"] == 4
+    assert same.frames["encoded"] == 3
     assert (tmp_path / "a.tokpipe.safetensors").read_bytes() == (
         tmp_path / "c.tokpipe.safetensors"
     ).read_bytes()
+
+
+def test_other_budgets_share_their_pictures(film: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """A smaller budget encodes nothing anew, whatever recipes asked for columns in between."""
+    folder, encoded = tmp_path, []
+    for i, (base, budget) in enumerate(
+        [("auto", 300), ("fastervlm", 200), ("auto", 120), ("fastervlm", 60), ("auto", 30)]
+    ):
+        recipe = recipe_of(clip_folder, base=base, layer=2)
+        record = run(film, folder / f"{i}.tokpipe.safetensors", recipe, f"video={budget},audio=4")
+        assert record.tokens["video"] == budget
+        encoded.append(record.frames["encoded"])
+    # The first time a method asks for columns, pictures are encoded once more.
+    assert encoded[0] > 0
+    assert encoded[2:] == [0, 0, 0]
 
 
 def test_every_scene_is_represented(film: Path, clip_folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from tokpipe.budget import Supply
 from tokpipe.cache.bank import Bank
 from tokpipe.chain import Chain
 from tokpipe.decide._feed import CellFeed, TowerFeed
-from tokpipe.decide._video import VideoSide, frame_range
+from tokpipe.decide._stream import through_all
+from tokpipe.decide._video import VideoSide, complete, frame_range
 from tokpipe.encode._tower import Places
 from tokpipe.errors import ModelError
 from tokpipe.late import Coverage, Survivors
@@ -103,30 +104,57 @@ class LateVideo:
         feed, signal = CellFeed(self.bank), self.chain
         if not signal.reducers:
             return every_picture(feed, self.first, self.last)
-        selects = hasattr(signal.reducers[-1], "settle")
-        if selects and budget is not None:
-            wanted = self.frames if each is not None else self._pictures(budget)
-            if wanted >= self.frames:
-                return every_picture(feed, self.first, self.last)
-            limit: int | None = wanted * feed.cells
-        else:
-            limit = None
-        side = VideoSide(feed, signal, limit=limit, pool=self.pool, device=self.device)
+        if budget is not None and hasattr(signal.reducers[-1], "settle"):
+            whole = every_picture(feed, self.first, self.last)
+            if each is not None or not self.frames:
+                return whole
+            stride = self._stride(budget)
+            return whole if stride == 1 else whole.take(self._scouted(feed, stride))
+        side = VideoSide(feed, signal, limit=None, pool=self.pool, device=self.device)
         side.look(self.first, self.last)
-        side.settle(limit, "frames" if limit is not None else "ragged", None)
+        side.settle(None, "ragged", None)
         return survivors_of(side.rows()[0], feed.grid)
 
-    def _pictures(self, budget: int) -> int:
-        """Pictures to encode for a budget of tokens."""
-        each = self.each
-        if self.features.merges:
-            # How many are left of a picture shows only when one is encoded.
-            middle = (self.first + self.last) // 2
-            one = every_picture(CellFeed(self.bank), middle, middle + 1)
-            coverage = Coverage.of(self.features.places, *one.grid)
-            each = max(1, len(TowerFeed(one, coverage, self.features).tokens(0, 1)))
+    def _stride(self, budget: int) -> int:
+        """Every how many pictures one is encoded: a power of two, so that budgets share them."""
+        each = self._left_of_one() if self.features.merges else self.each
         least = -(-budget // each)
-        return max(least, min(self.frames // _QUARTER, -(-_CHOICE * budget // each)))
+        most = max(least, min(self.frames // _QUARTER, _CHOICE * least))
+        stride = 1 << max(0, (self.frames // max(1, least)).bit_length() - 1)
+        while stride > 1 and (
+            self.frames // stride < least or self.frames // (stride // 2) <= most
+        ):
+            stride //= 2
+        return stride
+
+    def _left_of_one(self) -> int:
+        """Tokens a rule inside the tower leaves of a picture: one is encoded to see."""
+        middle = (self.first + self.last) // 2
+        one = every_picture(CellFeed(self.bank), middle, middle + 1)
+        coverage = Coverage.of(self.features.places, *one.grid)
+        return max(1, len(TowerFeed(one, coverage, self.features).tokens(0, 1)))
+
+    def _scouted(self, feed: CellFeed, stride: int) -> Tensor:
+        """Of each ``stride`` pictures the one with most that is new; ties go to the later.
+
+        It is found by playing neighbours against each other, then the winners, so that a wider
+        stride keeps some of the pictures of a narrower one: another budget encodes few anew.
+        """
+        scorers, _ = complete(self.chain, budgeted=True)
+        blocks = (
+            feed.tokens(a, min(a + feed.block, self.last))
+            for a in range(self.first, self.last, feed.block)
+        )
+        novel = torch.zeros(self.frames, dtype=torch.int64)
+        for block in through_all(iter(blocks), scorers):
+            novel.index_add_(0, block.cell[:, 0].long() - self.first, (block.score >= 1).long())
+        chosen = torch.arange(self.frames)
+        while stride > 1:
+            pairs = chosen[: len(chosen) // 2 * 2].reshape(-1, 2)
+            later = novel[pairs[:, 1]] >= novel[pairs[:, 0]]
+            chosen = torch.where(later, pairs[:, 1], pairs[:, 0])
+            stride //= 2
+        return chosen
 
 
 def each_picture(places: Places, grid: tuple[int, int]) -> int:
