@@ -117,6 +117,15 @@ def parameters_of(operator: Any) -> dict[str, Any]:
     return values
 
 
+def with_whole_frames(steps: tuple[StepSpec, ...], layout: str) -> tuple[StepSpec, ...]:
+    """The steps with a rule that gives whole frames, where a tower ends them and these are asked.
+
+    The default rule of features chooses single tokens.
+    """
+    bare = bool(steps) and tower_index(steps) == len(steps) - 1
+    return (*steps, StepSpec(use="uniform")) if bare and layout == "frames" else steps
+
+
 def build_chain(
     stream: str, steps: tuple[StepSpec, ...], fill: bool = False, *, query: bool = False
 ) -> Chain:

@@ -42,9 +42,11 @@ def encoder_step(text: str, **told: Any) -> StepSpec:
         RecipeError: No such family or card.
     """
     family, colon, rest = text.strip().partition(":")
-    if not colon and family in card_names():
-        found = read_card(family)
-        return _told(str(found["use"]), dict(found.get("params", {})), told)
+    card, _, tag = family.partition("@")
+    if not colon and card in card_names():
+        found = read_card(card)
+        use, params = str(found["use"]), dict(found.get("params", {}))
+        return _told(use, params | _revision(use, tag), told)
     name = registry.known(family)
     if name is None or not registry.lookup(name).feature:
         offered = [n for n in registry.names("encoder") if registry.lookup(n).feature]
@@ -56,12 +58,23 @@ def encoder_step(text: str, **told: Any) -> StepSpec:
         )  # fmt: skip
     if colon and not rest:
         raise RecipeError(f"the encoder `{text}` names no model", hint=_HINT)
-    model, _, revision = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    # A folder may have any name.
+    model, _, revision = (rest, "", "") if Path(rest).exists() else _split(rest)
     params = {"model": model} if model else {}
-    if revision:
-        known = {f.name for f in fields(registry.load(name))}
-        params["revision" if "revision" in known else "weights"] = revision
-    return _told(name, params, told)
+    return _told(name, params | _revision(name, revision), told)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """``NAME@REV`` in three parts."""
+    return text.rpartition("@") if "@" in text else (text, "", "")
+
+
+def _revision(use: str, text: str) -> dict[str, str]:
+    """What ``@REV`` means: a revision on a hub, ``random`` or else a tag of weights."""
+    if not text:
+        return {}
+    known = {f.name for f in fields(registry.load(use))}
+    return {"revision" if "revision" in known and text != "random" else "weights": text}
 
 
 def _told(use: str, params: dict[str, Any], told: dict[str, Any]) -> StepSpec:
@@ -96,13 +109,11 @@ def with_encoders(recipe: Recipe, steps: Sequence[StepSpec]) -> Recipe:
 
 def feature_rules(recipe: Recipe) -> Recipe:
     """The recipe's rules of features alone, without samplers, encoders and rules of the signal."""
+    kinds = ("reducer", "projector")
     rules = {
-        stream: tuple(
-            step for step in chain
-            if registry.lookup(step.use).kind in ("reducer", "projector") and not _of_signal(step)
-        )
+        stream: tuple(_parted([s for s in chain if registry.lookup(s.use).kind in kinds])[1])
         for stream, chain in recipe.chains.items()
-    }  # fmt: skip
+    }
     return replace(recipe, video=rules.get("video", ()), audio=rules.get("audio", ()))
 
 
@@ -115,10 +126,16 @@ def _with_tower(recipe: Recipe, stream: str, tower: StepSpec) -> tuple[StepSpec,
         )
     head = [step for step in chain if registry.lookup(step.use).kind in ("sampler", "encoder")]
     rules = [step for step in chain if step not in head]
-    signal = [step for step in rules if _of_signal(step)]
+    signal, features = _parted(rules)
     if not signal:
         signal = [step for step in default if _of_signal(step)]
-    return (*head, *signal, tower, *(step for step in rules if not _of_signal(step)))
+    return (*head, *signal, tower, *features)
+
+
+def _parted(rules: Sequence[StepSpec]) -> tuple[list[StepSpec], list[StepSpec]]:
+    """Rules of the signal, and those from the first rule of features on."""
+    first = next((i for i, step in enumerate(rules) if not _of_signal(step)), len(rules))
+    return [*rules[:first]], [*rules[first:]]
 
 
 def _of_signal(step: StepSpec) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from tokpipe.budget import AUDIO_SHARE, Budget
-from tokpipe.chain import Chain, build_chain
+from tokpipe.chain import Chain, build_chain, with_whole_frames
 from tokpipe.decide import check_layout
 from tokpipe.device import pick_device
 from tokpipe.digest import chain
@@ -126,9 +126,16 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
             listed = ", ".join(allowed)
             raise RecipeError(f"unknown {option} `{value}`", hint=f"use one of: {listed}")
     chains = {
-        stream: build_chain(stream, steps, made.fill, query=options.query is not None)
+        stream: build_chain(
+            stream,
+            with_whole_frames(steps, options.layout) if stream == "video" else steps,
+            made.fill,
+            query=options.query is not None,
+        )
         for stream, steps in made.chains.items()
     }
+    if options.query is not None:
+        check_query(options.query)
     if options.query is not None and not _reads(chains):
         raise RecipeError(
             "--query needs an encoder with a text tower for the video",
@@ -139,6 +146,16 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
         budget = Budget.parse(DEFAULT_BUDGET)
     check_layout(chains, options.layout, budgeted=budget is not None)
     return Job(made, options, chains, budget, name)
+
+
+def check_query(text: str) -> None:
+    """Raise RecipeError for a question that is empty or no text."""
+    if not text.strip():
+        raise RecipeError("the query is empty", hint="leave out --query, or ask something")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("the query is not UTF-8 text", hint="write it in UTF-8") from error
 
 
 def _reads(chains: dict[str, Chain]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokpipe.assemble import deepstack_columns, feature_array
 from tokpipe.budget import Budget, Supply, split_modalities
 from tokpipe.cache.bank import bank_root
 from tokpipe.cache.features import FeatureStore
@@ -26,12 +27,18 @@ from tokpipe.decide import LateAudio, TowerFeed, VideoSide, check_layout, surviv
 from tokpipe.digest import chain as digest_chain
 from tokpipe.encode._clip import CELL as CELL_SAMPLES
 from tokpipe.encode._clip import CONTEXT, RATE
-from tokpipe.errors import BudgetError, CacheError
+from tokpipe.errors import BudgetError, CacheCorrupt, CacheError
 from tokpipe.job import Options
 from tokpipe.late import Coverage
 from tokpipe.late_bank import store_key
 from tokpipe.tensors import TokenBatch
 from tokpipe.towers import PictureFeatures, SoundFeatures, needed_columns
+
+#: The column that only cells of the signal have.
+_OF_SIGNAL = {"video": "atlas_box", "audio": "clip_offset"}
+#: Seconds that kept sound may lie beyond the end the media is said to have, and a day where
+#: nothing is said: a cell further out is damage.
+_SLACK, _LONGEST = 60.0, 86_400.0
 
 
 class CachePictures:
@@ -66,6 +73,15 @@ class CacheSound:
         self.cell = np.asarray(cache.column("audio.cell"))[:, 0].astype(np.int64)
         self.offset = np.asarray(cache.column("audio.clip_offset"))
         self.samples = int((self.cell.max() + 1) * CELL_SAMPLES)
+        clock = cache.metadata.get("tokpipe.clock", {}).get("end") or 0.0
+        longest = (
+            max(clock, cache.duration or 0.0) + _SLACK if clock or cache.duration else _LONGEST
+        )
+        if self.samples > longest * RATE:
+            raise CacheCorrupt(
+                f"sound is kept at {self.samples / RATE:.0f} s, the media ends before",
+                code="cache.clip",
+            )
 
     @property
     def kept(self) -> torch.Tensor:
@@ -118,15 +134,10 @@ class LateCache:
         query: The question, for rules that need one.
 
     Raises:
-        CacheError: The cache is of the feature domain, or has no stream of this kind.
+        CacheError: The stream is features already, or the cache has none of this kind.
     """
 
     def __init__(self, cache: TokenCache, chains: Mapping[str, Chain], options: Options) -> None:
-        if cache.domain != "signal":
-            raise CacheError(
-                "the cache holds features already: there are no pictures to encode",
-                hint="encode a cache made without --encoder", code="cache.domain",
-            )  # fmt: skip
         self.cache, self.options = cache, options
         self.chains = {s: made for s, made in chains.items() if s in cache.streams}
         if not self.chains:
@@ -134,6 +145,12 @@ class LateCache:
                 f"the cache has no {' or '.join(chains)} for this encoder",
                 hint=f"it holds: {', '.join(cache.streams)}", code="cache.stream",
             )  # fmt: skip
+        for stream in self.chains:
+            if f"{stream}.{_OF_SIGNAL[stream]}" not in cache.names:
+                raise CacheError(
+                    f"the {stream} of the cache is features already: there is nothing to encode",
+                    hint="encode a cache made without --encoder", code="cache.domain",
+                )  # fmt: skip
         check_layout(self.chains, options.layout)
         self._stack = ExitStack()
         self._key = digest_chain(cache.metadata["tokpipe.digest"])
@@ -242,6 +259,8 @@ def kept_stream(cache: TokenCache, stream: str) -> tuple[dict[str, Any], NDArray
     names: Sequence[str] = ("at", "pts", "frame", "cell", "extent", "tile", "mass", "kind",
                             "segment", "score")  # fmt: skip
     columns = {name: getattr(rows, name) for name in names}
-    columns |= {"tokens": rows.tokens, **rows.extras}
+    # Through torch, which has bfloat16, so that rows come out as they went in.
+    tokens = rows.to_tokens()
+    columns |= {"tokens": feature_array(tokens.data), **rows.extras, **deepstack_columns(tokens)}
     order = np.argsort(np.argsort(rows.rank))
     return columns, (order + 0.5) / max(1, len(rows))

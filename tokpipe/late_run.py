@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,23 @@ from tokpipe import __version__, registry
 from tokpipe.assemble import deepstack_columns, feature_array
 from tokpipe.budget import Budget
 from tokpipe.cache.reader import TokenCache, open_cache
+from tokpipe.cache.verify import verify
 from tokpipe.cache.writer import CacheWriter, sweep_stale
-from tokpipe.chain import build_chain
-from tokpipe.device import peak_memory_mb
+from tokpipe.chain import build_chain, with_whole_frames
 from tokpipe.digest import chain as digest_chain
-from tokpipe.errors import BudgetError, CacheError, MediaNotFound, OutputExists, error_context
+from tokpipe.errors import (
+    BudgetError,
+    CacheCorrupt,
+    CacheError,
+    MediaNotFound,
+    OutputExists,
+    error_context,
+)
 from tokpipe.job import Options, with_budget
 from tokpipe.late_bank import cache_dtype, describe_tower, kept_context
 from tokpipe.late_cache import LateCache, LateStream, kept_stream
 from tokpipe.recipe import Recipe
-from tokpipe.run import SUFFIX, RunRecord
+from tokpipe.run import SUFFIX, RunRecord, refuse_foreign
 from tokpipe.spec import StepSpec
 
 _COLUMNS = ("at", "pts", "frame", "cell", "extent", "tile", "mass", "kind", "score")
@@ -41,13 +50,19 @@ _OF_STREAM = {"video": ("grid", "atlas"), "audio": ("clip",)}
 def encoded_path(source: Path, steps: Sequence[StepSpec], output: str | Path | None) -> Path:
     """Where the features go: ``NAME.ENCODER.tokpipe.safetensors`` beside the cache, or ``output``.
 
-    A folder takes the same name.
+    A folder, or a path that ends with a slash, takes the same name.
     """
     stem = source.name.removesuffix(SUFFIX).removesuffix(".safetensors")
-    name = f"{stem}.{'+'.join(step.use for step in steps)}{SUFFIX}"
+    name = f"{stem}{encoded_suffix(steps)}"
     if output is None:
         return source.with_name(name)
-    return Path(output) / name if Path(output).is_dir() else Path(output)
+    folder = Path(output).is_dir() or str(output).endswith(os.sep)
+    return Path(output) / name if folder else Path(output)
+
+
+def encoded_suffix(steps: Sequence[StepSpec]) -> str:
+    """What the name of a cache ends with after these encoders."""
+    return f".{'+'.join(step.use for step in steps)}{SUFFIX}"
 
 
 def encode_cache(
@@ -79,6 +94,14 @@ def encode_cache(
     target = encoded_path(path, encoders, output)
     if not path.is_file():
         raise MediaNotFound(f"no such file `{path}`", hint="name a token cache")
+    if target.exists() and target.samefile(path):
+        raise OutputExists(
+            f"the output `{target}` is the cache itself", hint="name another output with -o"
+        )
+    with error_context(str(path)):
+        report = verify(path, deep=True)
+        for code, text in report.problems:
+            raise CacheCorrupt(text, code=f"cache.{code}", hint="compress the media again")
     with error_context(str(path)), open_cache(path) as cache:
         return _Encoding(cache, path, target, encoders, rules, options).run()
 
@@ -93,9 +116,8 @@ class _Encoding:
         for step in encoders:
             stream = registry.load(step.use).modalities[0]
             tail = () if rules is None else rules.chains.get(stream, ())
-            self.chains[stream] = build_chain(
-                stream, (step, *tail), query=options.query is not None
-            )
+            steps = with_whole_frames((step, *tail), options.layout)
+            self.chains[stream] = build_chain(stream, steps, query=options.query is not None)
         self.record = RunRecord(input=str(path), output=str(target), layout=options.layout)
         self.record.recipe = " + ".join(step.use for step in encoders)
         self.record.budget = str(options.budget) if options.budget else None
@@ -121,6 +143,12 @@ class _Encoding:
             made = late.encode(self.options.budget)
             self.record.seconds["encode"] = sum(s.features.seconds for s in made.values())
             if not sum(len(stream.tokens) for stream in made.values()):
+                asked = self.options.budget
+                if asked is not None and any(stream.source for stream in made.values()):
+                    raise BudgetError(
+                        f"the budget `{asked}` leaves nothing to the streams that are encoded",
+                        hint=f"give {' and '.join(made)} a part",
+                    )
                 raise BudgetError(
                     "no token of the encoder lies half in kept cells",
                     hint="make the signal cache with --layout frames, or with a larger budget",
@@ -130,9 +158,12 @@ class _Encoding:
         return self._close()
 
     def _is_there(self) -> bool:
-        if not self.target.exists() or self.options.force:
+        if not self.target.exists():
             return False
-        with open_cache(self.target) as there:
+        if self.options.force:
+            refuse_foreign(self.target)
+            return False
+        with suppress(CacheError), open_cache(self.target) as there:
             if there.metadata.get("tokpipe.recipe_sha256") == digest_chain(self.settings()):
                 counts = {name: there.num_tokens(name) for name in there.streams}
                 self.record.tokens |= {**counts, "total": sum(counts.values())}
@@ -258,16 +289,8 @@ class _Encoding:
             f"{code}: {text}"
             for code, text in kept_context({s: made[s].features for s in made if s == "video"})
         ]
-        record.encoder = {s: made[s].features.operator.model for s in made}
+        record.encoder = {s: (self.chains[s].late or self.chains[s]).encoder_name for s in made}
         record.bytes = self.target.stat().st_size
 
     def _close(self) -> RunRecord:
-        record = self.record
-        for name in ("scout", "decode", "encode", "compress", "write"):
-            record.seconds.setdefault(name, 0.0)
-        record.seconds["total"] = time.perf_counter() - self.began
-        record.seconds = {name: round(value, 4) for name, value in record.seconds.items()}
-        record.peak_rss_mb = round(peak_memory_mb(), 1)
-        if self.record.status == "done" and not record.tokens["total"]:
-            raise CacheError("nothing was encoded")
-        return record
+        return self.record.closed(time.perf_counter() - self.began)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tokpipe.assemble import Assembler, describe_media, describe_run, notes_of
-from tokpipe.budget import THIN_AUDIO, Budget
+from tokpipe.assemble import Assembler, describe_media, describe_run
+from tokpipe.budget import Budget
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
 from tokpipe.chain import Chain
@@ -20,6 +20,7 @@ from tokpipe.decide import AudioSide, Demand, candidates, decide
 from tokpipe.decode import probe
 from tokpipe.device import peak_memory_mb, pick_device
 from tokpipe.digest import fingerprint
+from tokpipe.encoder_choice import encoder_step, with_encoders
 from tokpipe.errors import (
     BudgetError,
     CacheError,
@@ -30,13 +31,15 @@ from tokpipe.errors import (
 )
 from tokpipe.ingest import Ingested, Progress, ingest
 from tokpipe.job import DEFAULT_RECIPE, Job, Options, prepare, with_budget
-from tokpipe.late_bank import BankFeatures, cache_dtype, describe_tower, kept_context
-from tokpipe.recipe import Recipe
+from tokpipe.late_bank import BankFeatures, cache_dtype, describe_tower
+from tokpipe.recipe import Recipe, load_recipe
+from tokpipe.remarks import remarks
 from tokpipe.spec import SERIOUS, MediaInfo
 
 __all__ = ["Job", "Options", "RunRecord", "compress_file", "output_path", "prepare"]
 
 SUFFIX = ".tokpipe.safetensors"
+_STAGES = ("scout", "decode", "encode", "compress", "write")
 
 
 @dataclass(slots=True)
@@ -68,6 +71,13 @@ class RunRecord:
         """Plain values for JSON."""
         return asdict(self)
 
+    def closed(self, total: float) -> RunRecord:
+        """The record with all stages timed and the memory of the process."""
+        self.seconds = {name: round(self.seconds.get(name, 0.0), 4) for name in _STAGES}
+        self.seconds["total"] = round(total, 4)
+        self.peak_rss_mb = round(peak_memory_mb(), 1)
+        return self
+
 
 def output_path(source: Path, output: str | Path | None = None) -> Path:
     """Where a cache goes: beside the input, into a folder, or to a named file."""
@@ -84,6 +94,7 @@ def compress_file(
     *,
     recipe: str | Recipe = DEFAULT_RECIPE,
     budget: str | int | Budget | None = None,
+    encoder: str | Sequence[str] = (),
     options: Options | None = None,
     job: Job | None = None,
     progress: Progress | None = None,
@@ -95,6 +106,7 @@ def compress_file(
         output: File, or folder to put ``NAME.tokpipe.safetensors`` in; default beside the input.
         recipe: Preset name, TOML path, one-line recipe or Recipe.
         budget: As :meth:`Budget.parse` reads it; overrides ``options.budget``.
+        encoder: Neural encoders as ``--encoder`` takes them, at most one for each stream.
         job: A prepared recipe and options, instead of the three before.
         progress: Called with stage, media seconds done and in all.
 
@@ -104,6 +116,10 @@ def compress_file(
     Raises:
         TokpipeError: Any of its leaves; nothing is left under the final name.
     """
+    names = [encoder] if isinstance(encoder, str) else encoder
+    if names:
+        made = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        recipe = with_encoders(made, [encoder_step(name) for name in names])
     job = job or prepare(recipe, with_budget(options, budget))
     path, target = Path(source), output_path(Path(source), output)
     with error_context(str(path)):
@@ -161,7 +177,7 @@ class _Item:
         if not self.target.exists():
             return False
         if self.job.options.force:
-            _refuse_foreign(self.target)
+            refuse_foreign(self.target)
             return False
         with suppress(CacheError), open_cache(self.target) as cache:
             same = (
@@ -202,6 +218,7 @@ class _Item:
                 pool=o.pool, device=o.device, features=late.found, query=late.query,
             )  # fmt: skip
             record.candidates = sum(candidates(bank, late.found))
+            self._watch(late, info)
             self._write(info, chains, found, demand)
             encoded = late.encoded
             if "video" not in late.found and not found.reused:
@@ -216,6 +233,13 @@ class _Item:
         record.seconds |= {**found.seconds, "encode": found.seconds["encode"] + late.seconds}
         record.encoder = {name: (made.late or made).encoder_name for name, made in chains.items()}
         record.bytes = self.target.stat().st_size
+
+    def _watch(self, late: BankFeatures, info: MediaInfo) -> None:
+        """Report pictures as they are encoded, by their time in the media."""
+        progress, pictures = self.progress, late.found.get("video")
+        if progress is not None and pictures is not None:
+            pts = late.bank.frames()["pts"].copy()
+            pictures.report = lambda step: progress("encode", float(pts[step]), info.duration)
 
     def _write(
         self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, demand: Demand
@@ -275,15 +299,7 @@ class _Item:
         pooled: list[tuple[int, int]], late: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """Collect notes; say aloud what the budget cannot carry and what it left unused."""
-        notes = [*notes_of(info, found.bank), *_thin(found, tokens, self.speech)]
-        for name, stream in (("video", info.video), ("audio", info.audio)):
-            if stream is not None and name not in self.job.chains:
-                notes.append((f"{name}-left-out", f"the recipe has no chain for {name}"))
-        if pooled:
-            seen, source = (sum(counts) for counts in zip(*pooled, strict=True))
-            text = f"the recipe decides on all video tokens at once: {seen} of {source} fit"
-            notes.append(("pool", f"{text}; raise --pool to let it see more"))
-        notes += kept_context(late)
+        notes = remarks(info, found.bank, self.job, tokens, self.speech, pooled, late)
         total, budget = sum(tokens.values()), self.job.budget
         if budget is not None and budget.form == "total":
             self.record.unused = max(0, int(budget.amount) - total)
@@ -292,17 +308,11 @@ class _Item:
             self.record.status = "warned"
 
     def _close(self) -> RunRecord:
-        record = self.record
-        for name in ("scout", "decode", "encode", "compress", "write"):
-            record.seconds.setdefault(name, 0.0)
-        record.seconds["total"] = time.perf_counter() - self.began
-        record.seconds = {name: round(value, 4) for name, value in record.seconds.items()}
-        record.cpu_seconds = round(_cpu_seconds() - self.cpu, 4)
-        record.peak_rss_mb = round(peak_memory_mb(), 1)
-        return record
+        self.record.cpu_seconds = round(_cpu_seconds() - self.cpu, 4)
+        return self.record.closed(time.perf_counter() - self.began)
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
     """``--force`` replaces caches, also broken ones, and nothing else."""
     head = b""
     if target.is_file():
@@ -322,23 +332,6 @@ def _speech(found: Ingested, chains: dict[str, Chain], device: str) -> list[list
         return []
     side = AudioSide(found.bank, chains["audio"], budgeted=True, device=device)
     return [[round(start, 3), round(stop, 3)] for start, stop in side.spans()]
-
-
-def _thin(
-    found: Ingested, tokens: dict[str, int], speech: list[list[float]]
-) -> Iterator[tuple[str, str]]:
-    meta = found.bank.meta
-    cells = meta["grid"][0] * meta["grid"][1] if meta["grid"] else 0
-    if meta["steps"] and tokens["video"] < cells:
-        yield (
-            "thin-video",
-            f"{tokens['video']} video tokens are less than one frame of {cells} cells",
-        )
-    heard = sum(stop - start for start, stop in speech)
-    if heard and tokens["audio"] < THIN_AUDIO * heard:
-        text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound"
-        hint = "words would be lost; raise the budget or --audio-share"
-        yield "thin-audio", f"{text}: {hint}"
 
 
 def _cpu_seconds() -> float:

@@ -78,9 +78,20 @@ def _parts(record: dict[str, Any], span: str) -> str:
     tokens = record["tokens"]
     streams = ", ".join(f"{tokens[s]:,} {s}" for s in ("video", "audio", "text") if tokens.get(s))
     frames = record["frames"].get("kept", 0)
-    return "; ".join(
-        part for part in (streams, plural(frames, "frame") if frames else "", span) if part
-    )
+    shown = plural(frames, "frame") if frames else ""
+    return "; ".join(part for part in (streams, shown, _towers(record), span) if part)
+
+
+def _towers(record: dict[str, Any]) -> str:
+    """``61 of 246 pictures encoded`` where a tower made the video tokens."""
+    from tokpipe import registry
+
+    used = record["encoder"].get("video", "")
+    entry = registry.known(used)
+    sampled = record["frames"].get("sampled", 0)
+    if entry is None or not registry.lookup(entry).feature or not sampled:
+        return ""
+    return f"{record['frames'].get('encoded', 0):,} of {plural(sampled, 'picture')} encoded"
 
 
 def _unused(record: dict[str, Any]) -> str:

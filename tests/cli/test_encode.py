@@ -66,6 +66,24 @@ def test_encode_a_cache(run: Any, events: Any, clip: Path, dino: Path) -> None:
     assert [e["status"] for e in events(again) if e["event"] == "item"] == ["skipped"]
 
 
+def test_outputs_mirror_the_tree(run: Any, events: Any, clip: Path, dino: Path) -> None:
+    folder = clip.parent
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        out = folder / name / "x.tokpipe.safetensors"
+        run("compress", clip, "-b", 60, "--layout", "frames", "-o", out)
+    result = run("encode", folder / "a", folder / "b", "-e", f"hf_vision:{dino}", "-o",
+                 folder / "out", "--json")  # fmt: skip
+    made = [e["output"] for e in events(result) if e["event"] == "item"]
+    assert len(set(made)) == 2
+    assert all(Path(name).is_file() for name in made)
+    missing = run("encode", folder / "no.tokpipe.safetensors", "-e", f"hf_vision:{dino}")
+    assert missing.exit_code == 2
+    wrong = run("encode", clip, "-e", f"hf_vision:{dino}", "--json")
+    assert [e["status"] for e in events(wrong) if e["event"] == "item"] == ["failed"]
+    assert "compress --encoder" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error", "hint"),
     [

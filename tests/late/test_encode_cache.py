@@ -134,6 +134,49 @@ def test_sound_is_laid_back_on_its_clock(
     assert all(np.abs(kept * 0.04 + 0.02 - (t + 0.01)).min() <= 0.04 for t in at)
 
 
+def test_the_other_stream_can_be_encoded_later(
+    film: Path, clip_folder: Path, whisper_folder: Path, tmp_path: Path
+) -> None:
+    """Sound that stayed signal beside features of the pictures; those stay as they are."""
+    first, second = tmp_path / "v.tokpipe.safetensors", tmp_path / "av.tokpipe.safetensors"
+    compress_file(
+        film, first, encoder=f"hf_vision:{clip_folder}", budget="video=60,audio=50",
+        options=Options(precision="bfloat16"),
+    )  # fmt: skip
+    encoded(first, second, whisper_folder)
+    with open_cache(first) as before, open_cache(second) as after:
+        assert after.tokens()["video"].dtype == "BF16"
+        assert np.array_equal(before.tokens()["video"].tokens, after.tokens()["video"].tokens)
+        assert after.metadata["tokpipe.encoder.video"] == before.metadata["tokpipe.encoder.video"]
+        assert after.num_tokens("audio") > 0
+        assert "audio.clip" not in after.names
+    with pytest.raises(CacheError, match="video of the cache is features already"):
+        encoded(first, tmp_path / "x.tokpipe.safetensors", clip_folder)
+
+
+def test_whole_frames_of_features(film: Path, clip_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.tokpipe.safetensors"
+    compress_file(film, out, encoder=f"hf_vision:{clip_folder}", budget="video=150,audio=4",
+                  options=Options(layout="frames"))  # fmt: skip
+    with open_cache(out) as cache:
+        counts = np.unique(cache.column("video.at"), return_counts=True)[1]
+        assert counts.tolist() == [48] * 3
+
+
+def test_damage_is_not_encoded(signal: Path, clip_folder: Path, tmp_path: Path) -> None:
+    data = bytearray(signal.read_bytes())
+    with open_cache(signal) as cache:
+        atlas = np.asarray(cache.column("video.atlas")).tobytes()
+    start = bytes(data).index(atlas) + len(atlas) // 2
+    data[start : start + 8] = bytes(8)
+    bad = tmp_path / "bad.tokpipe.safetensors"
+    bad.write_bytes(bytes(data))
+    with pytest.raises(CacheError):
+        encoded(bad, tmp_path / "x.tokpipe.safetensors", clip_folder)
+    with pytest.raises(OutputExists, match="is the cache itself"):
+        encoded(signal, signal, clip_folder, force=True)
+
+
 def test_what_cannot_be_encoded_says_so(
     signal: Path, clip_folder: Path, whisper_folder: Path, tmp_path: Path, samples: Path
 ) -> None:

@@ -255,6 +255,27 @@ def test_wrong_encoders_say_what_is_wrong(
     assert caught.value.hint
 
 
+def test_notes_say_what_had_no_part(
+    film: Path, clip_folder: Path, whisper_folder: Path, tmp_path: Path, samples: Path
+) -> None:
+    record = run(film, tmp_path / "q.tokpipe.safetensors", recipe_of(clip_folder), 100, query="w3")
+    assert any(w.startswith("query-unused") for w in record.warnings)
+    assert not any(w.startswith("thin-video") for w in record.warnings)
+    used = run(film, tmp_path / "u.tokpipe.safetensors",
+               recipe_of(clip_folder, base="text-score | top-k"), 100, query="w3")  # fmt: skip
+    assert not any(w.startswith("query-unused") for w in used.warnings)
+    assert used.tokens["audio"] > 0
+    mute = run(samples / "screen.mp4", tmp_path / "m.tokpipe.safetensors",
+               recipe_of(whisper_folder), 100, audio_stream="none")  # fmt: skip
+    assert any(w.startswith("encoder-unused") for w in mute.warnings)
+
+
+@pytest.mark.parametrize("query", ["", "  ", "caf\udce9"])
+def test_a_query_must_be_text(film: Path, clip_folder: Path, tmp_path: Path, query: str) -> None:
+    with pytest.raises(RecipeError, match="query"):
+        run(film, tmp_path / "x.tokpipe.safetensors", recipe_of(clip_folder), 9, query=query)
+
+
 def test_a_query_needs_a_text_tower(film: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="text tower"):
         compress_file(film, tmp_path / "x.tokpipe.safetensors", budget=9,

@@ -283,11 +283,12 @@ def sweep(root: Path) -> None:
     """Remove unfinished entries whose process is gone."""
     for path in root.glob(".*-*"):
         pid = path.name[1:].partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not alive(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """A process of this number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tokpipe.cache.bank import cannot_write, described, sweep, trim
+from tokpipe.cache.bank import alive, cannot_write, described, sweep, trim
 from tokpipe.digest import canonical_json, chain
 
 #: Items written between two looks at the bank's size.
@@ -52,6 +52,7 @@ class FeatureStore:
                 self.path.mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(root, error) from error
+        _sweep_items(self.path)
         self.about: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             self.about = described(self.path / "entry.json")
@@ -109,11 +110,23 @@ class FeatureStore:
             # Another run may have made room in the bank meanwhile.
             path.parent.mkdir(exist_ok=True)
             temporary.write_bytes(data)
+            if path.is_dir():
+                # Nothing of ours is a folder: damage, like a file that cannot be read.
+                shutil.rmtree(path)
             os.replace(temporary, path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise cannot_write(self.root, error) from error
+
+
+def _sweep_items(folder: Path) -> None:
+    """Remove half-written items whose process is gone."""
+    for path in folder.glob(".*.*"):
+        pid = path.name[1:].partition(".")[0]
+        if pid.isdigit() and not alive(int(pid)):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _mark(tensors: Mapping[str, Tensor]) -> str:

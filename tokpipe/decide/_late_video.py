@@ -14,7 +14,7 @@ from tokpipe.decide._feed import CellFeed, TowerFeed
 from tokpipe.decide._stream import through_all
 from tokpipe.decide._video import VideoSide, complete, frame_range
 from tokpipe.encode._tower import Places
-from tokpipe.errors import ModelError
+from tokpipe.errors import UnsupportedMedia
 from tokpipe.late import Coverage, Survivors
 from tokpipe.spec import KIND_POOLED, Layout
 from tokpipe.tensors import Query, TokenBatch
@@ -60,7 +60,7 @@ class LateVideo:
         self.frames, self._inner, self.pooled = self.last - self.first, None, None
         self.source = self.frames * self.each
         if self.frames and not self.each:
-            raise ModelError(
+            raise UnsupportedMedia(
                 "no token of this encoder lies half on so long and narrow a picture",
                 hint="use --fit squash",
             )

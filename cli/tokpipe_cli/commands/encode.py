@@ -85,12 +85,34 @@ def encode(
     from tokpipe.run import Options
 
     options = Options(**options_from(given))
-    if output is not None and len(files) > 1:
-        Path(output).mkdir(parents=True, exist_ok=True)
     run = _Run(screen, steps, late_rules(rules), options, budget)
-    for path in files:
-        run.one(path, output)
+    for path, target in _targets(files, steps, output):
+        run.one(path, target)
     raise typer.Exit(run.close())
+
+
+def _targets(files: list[Path], steps: list[Any], output: str | None) -> list[tuple[Path, Path]]:
+    """Caches named or found below folders, and an output for each, no two alike."""
+    from tokpipe.batch import Entry, assign_outputs
+    from tokpipe.batch.dedup import find_caches
+    from tokpipe.late_run import encoded_suffix
+    from tokpipe.run import SUFFIX
+
+    found = find_caches(files)
+    if not any(path.exists() for path in found):
+        what = f"no such file `{found[0]}`" if found else "no token caches were found"
+        raise UsageProblem(what, hint="name token caches, or folders that hold some")
+    # Outputs are named as for media, after the name without its two suffixes.
+    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in found]
+    entries = [
+        Entry(name, Path(name.name), named=path in files)
+        for name, path in zip(named, found, strict=True)
+    ]
+    try:
+        targets = assign_outputs(entries, output, suffix=encoded_suffix(steps))
+    except FileExistsError as error:
+        raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
+    return list(zip(found, targets, strict=True))
 
 
 class _Run:
@@ -104,7 +126,7 @@ class _Run:
         self.statuses: list[str] = []
         self.codes: list[int] = []
 
-    def one(self, path: Path, output: str | None) -> None:
+    def one(self, path: Path, output: Path) -> None:
         """Encode one cache."""
         from tokpipe.errors import TokpipeError
         from tokpipe.late_run import encode_cache
@@ -115,6 +137,8 @@ class _Run:
                 options=self.options,
             )  # fmt: skip
         except TokpipeError as error:
+            if error.code.startswith("cache.") and path.suffix != ".safetensors":
+                error.hint = "media files go to `tokpipe compress --encoder`"
             self._failed(path, error)
         except OSError as error:
             self._failed(path, os_problem(error))
@@ -143,5 +167,8 @@ class _Run:
         self.statuses.append("failed")
         self.codes.append(error.exit_code)
         if self.screen.json:
-            emit("error", input=str(path), error=error.to_dict())
+            from tokpipe.run import RunRecord
+
+            record = RunRecord(input=str(path), output="", status="failed").closed(0.0)
+            emit_item(record.to_dict(), error)
         show_error(error)

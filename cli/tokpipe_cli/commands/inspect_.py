@@ -152,6 +152,8 @@ def _show(file: Path, found: dict[str, Any], screen: Screen) -> None:
     rows.append(("  sound", _list([f"{stamp(a)}-{stamp(b)}" for a, b in found["speech"]])))
     rows.append(("  frames", _list([f"{stamp(f['pts'])} ({f['cells']})" for f in found["frames"]])))
     recipe = found["provenance"].get("recipe", {})
+    for name in found["streams"]:
+        rows += _encoder(name, found["provenance"].get(f"encoder.{name}", {}))
     rows.append(
         ("  recipe", joined([_steps(recipe), f"budget {recipe.get('budget') or 'none'}"], "; "))
     )
@@ -159,6 +161,20 @@ def _show(file: Path, found: dict[str, Any], screen: Screen) -> None:
     table(rows)
     for text in found["provenance"].get("warnings", []):
         screen.warn(text)
+
+
+def _encoder(stream: str, about: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line on the tower that made a stream; nothing for cells of the signal."""
+    if "weights" not in about:
+        return []
+    params = about.get("params", {})
+    parts = [str(about.get("name")), str(params.get("model", "")), str(about.get("stage", ""))]
+    if about.get("context") == "kept":
+        parts.append("context kept")
+    if params.get("inside"):
+        parts.append(f"inside {params['inside']}")
+    weights = "random weights" if params.get("weights") == "random" else about["weights"][:19]
+    return [(f"  {stream} by", joined([*parts, weights], ", "))]
 
 
 def _list(items: list[str]) -> str:
@@ -175,4 +191,7 @@ def _steps(recipe: dict[str, Any]) -> str:
         steps = recipe.get(stream) or []
         if steps:
             chains.append(f"{stream}: " + " | ".join(str(step.get("use")) for step in steps))
+    for stream, steps in (recipe.get("late") or {}).items():
+        uses = " | ".join(str(step.get("use")) for step in steps)
+        chains.append(f"then {stream}: {uses}, budget {recipe.get('late_budget') or 'as kept'}")
     return "; ".join(chains)
