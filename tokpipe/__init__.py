@@ -19,6 +19,7 @@ _HOME = {
     "Budget": "budget",
     "FrameBatch": "tensors",
     "GridMap": "maps",
+    "InEncoder": "encode._merging.in_encoder",
     "MediaInfo": "spec",
     "Options": "job",
     "Query": "tensors",
@@ -40,6 +41,7 @@ _HOME = {
     "plan_file": "plan",
     "probe": "decode",
     "reduce_tokens": "reduce",
+    "speech_spans": "encode._sound.vad",
     "verify": "cache.verify",
     "with_encoders": "encoder_choice",
 }

@@ -113,6 +113,15 @@ def test_help_shows_the_encoder_options(run: Any) -> None:
         assert option in text
 
 
+def test_encoders_are_listed(run: Any, events: Any) -> None:
+    text = run("ops", "encoders").stdout
+    assert "open_clip:NAME" in text
+    assert "siglip2-so400m-384" in text
+    kinds = [e["event"] for e in events(run("ops", "encoders", "--json"))]
+    assert kinds.count("family") >= 4
+    assert kinds.count("card") >= 10
+
+
 def test_cards_are_complete(run: Any) -> None:
     from tokpipe.encoder_choice import card_names, encoder_step, read_card
     from tokpipe.recipe import build

@@ -104,7 +104,7 @@ _HEAD = ("name", "kind", "streams", "runs on", "needs", "causal", "budget", "par
 
 def _line(c: Card) -> tuple[str, ...]:
     kind = c.mechanism if c.kind in ("reducer", "preset") else c.kind
-    needs = ", ".join(c.unmet) or ("features" if c.where else "")
+    needs = ", ".join(c.unmet)
     causal = ("yes" if c.causal else "no") if c.where else ""
     return (c.name, kind, ", ".join(c.modalities), c.where, needs, causal, c.budget,
             c.parity if c.where else "", c.summary)  # fmt: skip
@@ -123,6 +123,26 @@ def _missing() -> list[Row]:
 
     named = {*registry.entries(), *registry.aliases()}
     return [r for r in survey.rows() if r.status not in ("runs", "reading") and r.slug not in named]
+
+
+@app.command("encoders")
+def encoders(as_json: o.Json = False, debug: o.Debug = False) -> None:
+    """List what --encoder takes: families of models, and cards, one model with settings each."""
+    from tokpipe import registry
+    from tokpipe.encoder_choice import card_names, read_card
+
+    del debug
+    families = [entry for entry in registry.entries().values() if entry.feature]
+    cards = {name: read_card(name) for name in card_names()}
+    if as_json:
+        for entry in families:
+            emit("family", name=entry.name, about=entry.summary)
+        for name, found in cards.items():
+            emit("card", name=name, **found)
+        return
+    rows = [(f"{entry.name.replace('-', '_')}:NAME", "", entry.summary) for entry in families]
+    rows += [(name, str(found["licence"]), str(found["about"])) for name, found in cards.items()]
+    table(rows, head=("encoder", "licence", "what"))
 
 
 @app.command("show")
