@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokpipe.encode._sound.kaldi_fbank import ast_fbank, kaldi_fbank
+from tokpipe.encode._sound.kaldi_fbank import ast_fbank, beats_fbank, kaldi_fbank
 
 
 def sound(samples: int) -> torch.Tensor:
@@ -42,9 +42,12 @@ def test_a_constant_is_silence() -> None:
     torch.testing.assert_close(made, torch.full_like(made, -15.942385))
 
 
-def test_input_of_the_spectrogram_transformer() -> None:
+def test_inputs_of_the_two_models() -> None:
     wave = sound(16_000)
+    raw = kaldi_fbank(wave * 2**15)
+    torch.testing.assert_close(beats_fbank(wave), (raw - 15.41663) / 13.11164)
     made = ast_fbank(wave, 120)
     assert made.shape == (120, 128)
     torch.testing.assert_close(made[98:], torch.full((22, 128), 4.2677393 / 9.1379948))
     assert torch.equal(ast_fbank(wave, 50), made[:50])
+    assert torch.equal(ast_fbank(wave, 120, centred=True), ast_fbank(wave - wave.mean(), 120))

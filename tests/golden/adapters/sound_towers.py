@@ -92,6 +92,7 @@ def token_lengths(case: Case) -> None:
         "wav2vec2_hubert": lengths.conv_tokens,
         "whisper_mel_cols": lengths.mel_columns,
         "kaldi_frames": lengths.kaldi_frames,
+        "beats_tokens": lengths.beats_tokens,
     }
     for name, count in by_samples.items():
         assert_index([count(n) for n in samples], case(name))

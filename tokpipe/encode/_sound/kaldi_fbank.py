@@ -23,7 +23,8 @@ SAMPLE_RATE = 16_000
 FFT = 512
 LOWEST = 20.0
 PREEMPHASIS = 0.97
-#: What the checkpoint's recordings were shifted and scaled by.
+#: What both checkpoints' recordings were shifted and scaled by.
+BEATS_MEAN, BEATS_STD = 15.41663, 6.55582
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 _FLOOR = torch.finfo(torch.float32).eps
 
@@ -75,6 +76,11 @@ def kaldi_fbank(wave: Tensor, *, bins: int = 128, window: Window = "povey") -> T
     return (power[:, : FFT // 2] @ _filters(bins, device)).clamp(min=_FLOOR).log()
 
 
+def beats_fbank(wave: Tensor) -> Tensor:
+    """Input of BEATs, float32 [M, 128], of float32 [L] in [-1, 1]."""
+    return (kaldi_fbank(wave * 2.0**15) - BEATS_MEAN) / (2 * BEATS_STD)
+
+
 def ast_fbank(
     wave: Tensor,
     frames: int,
@@ -82,20 +88,21 @@ def ast_fbank(
     bins: int = 128,
     mean: float = AST_MEAN,
     std: float = AST_STD,
+    centred: bool = False,
 ) -> Tensor:
     """Input of the Audio Spectrogram Transformer: cut or filled up to a number of frames.
-
-    Differs: the clip's mean is not taken off first, as transformers' extractor does not either;
-    the authors' loader does.
 
     Args:
         wave: float32 [L] in [-1, 1].
         frames: Frames the model takes; missing ones are 0 before shift and scale.
         mean, std: Shift and half the scale.
+        centred: Take off the clip's mean first, as the authors' loader does; transformers'
+            extractor does not.
 
     Returns:
         float32 [frames, B].
     """
+    wave = wave - wave.mean() if centred and wave.shape[0] else wave
     raw = kaldi_fbank(wave, bins=bins, window="hanning")[:frames]
     full = torch.nn.functional.pad(raw, (0, 0, 0, frames - raw.shape[0]))
     return (full - mean) / (2 * std)

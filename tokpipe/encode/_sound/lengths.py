@@ -1,7 +1,7 @@
 """How many tokens a sound tower makes of a length, and the windows the Omni towers look through.
 
-Counts are of transformers' ``_get_feat_extract_output_lengths`` and of torchaudio; integers
-everywhere, so that a plan and a run agree.
+Counts are of transformers' ``_get_feat_extract_output_lengths``, of torchaudio and of BEATs;
+integers everywhere, so that a plan and a run agree.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ def conv_tokens(samples: int, convs: Sequence[tuple[int, int]] = WAV2VEC2_CONVS)
 def kaldi_frames(samples: int) -> int:
     """Whole frames of 25 ms every 10 ms at 16 kHz."""
     return max(0, (samples - COLUMN) // HOP + 1)
+
+
+def beats_tokens(samples: int) -> int:
+    """Tokens of BEATs: 8 patches of 16 bins for every 16 whole frames."""
+    return kaldi_frames(samples) // 16 * 8
 
 
 def patch_grid(bins: int, frames: int, patch: int, strides: tuple[int, int]) -> tuple[int, int]:
