@@ -121,3 +121,18 @@ def test_rules_are_read_from_text() -> None:
             rule_of(step, layers)
     with pytest.raises(RecipeError, match="without an `r`"):
         rule_of("ast-topk", inflection=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "words"),
+    [(" ", "", "not one step"), ("tome | tome", "", "not one step"), ("fps", "", "decides nothing"),
+     ("nonsense", "", "nonsense"), ("divprune", "", "preset"), ("tome:r=8", "3-1", "backwards"),
+     ("tome:r=8", "x", "cannot read layers")],
+)  # fmt: skip
+def test_a_wrong_rule_shows_before_anything_is_loaded(text: str, layers: str, words: str) -> None:
+    from tokpipe.encode.open_clip import OpenClip
+
+    pytest.importorskip("open_clip")
+    operator = OpenClip(model="ViT-B-32", weights="random", inside=text, inside_layers=layers)
+    with pytest.raises(RecipeError, match=words):
+        operator.outline()

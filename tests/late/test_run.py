@@ -161,6 +161,11 @@ def test_patches_merge_inside_the_tower(
         assert mass.sum() + cache.metadata["tokpipe.counts"]["video"]["dropped"] == 24 * 48
 
 
+def test_a_wrong_rule_inside_shows_in_the_plan(film: Path, clip_folder: Path) -> None:
+    with pytest.raises(RecipeError, match="decides nothing"):
+        plan_file(film, recipe=recipe_of(clip_folder, inside="fps"), budget=9)
+
+
 def test_explicit_rules_of_the_signal_mark_live_tokens(
     film: Path, clip_folder: Path, tmp_path: Path
 ) -> None:

@@ -143,7 +143,9 @@ def refuse_non_finite(tokens: TokenBatch) -> None:
     if bad:
         raise ModelError(
             f"{len(bad)} of {len(tokens)} tokens are not finite, the first is token {bad[0]}",
-            hint="encode in float32 or bfloat16: float16 overflows",
+            hint="encode in float32 or bfloat16: float16 overflows"
+            if tokens.data.dtype == torch.float16
+            else "look at the weights and at the features they make",
             code="model.finite",
         )
 

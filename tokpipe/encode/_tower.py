@@ -45,6 +45,17 @@ class Outline:
     rate: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_inside(self, rule: str, layers: str, inflection: float) -> Outline:
+        """The outline of a tower with a rule inside, see :func:`put_inside`.
+
+        Raises:
+            RecipeError: The rule or its layers cannot be read.
+        """
+        from tokpipe.encode._merging.options import rule_of
+
+        rule_of(rule, layers, inflection=inflection)
+        return self.merged(rule)
+
     def merged(self, rule: str) -> Outline:
         """The same with a rule inside: no columns, no deepstack rows, whole pictures only."""
         about = {**self.about, "inside": rule}

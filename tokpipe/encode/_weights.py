@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # What torch warns of is refused below.
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        # torch's own words advise to load it unsafely.
+        raise WeightsMismatch(
+            f"`{path.name}` cannot be read as weights: it holds more than tensors, or none; "
+            "nothing of it was run",
+            hint="save the model's state_dict as .safetensors",
+        ) from error
     except Exception as error:
         raise WeightsMismatch(
             f"`{path.name}` cannot be read as weights: {error}",

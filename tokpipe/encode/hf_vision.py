@@ -117,7 +117,14 @@ class HfVision:
             ModelError: It is of a kind tokpipe does not know.
         """
         made = _outline(self)
-        return made.merged(self.inside) if self.inside else made
+        if not self.inside:
+            return made
+        if type(family_of(self)).__module__ != _PLAIN.partition(":")[0]:
+            raise ModelError(
+                f"tokens cannot merge inside `{self.model}`",
+                hint="use a plain ViT (CLIP, SigLIP, DINOv2), or merge on the output",
+            )
+        return made.with_inside(self.inside, self.inside_layers, self.inside_inflection)
 
     def places(self, height: int, width: int) -> Places:
         """Where the tokens of a picture of ``height`` x ``width`` pixels lie."""

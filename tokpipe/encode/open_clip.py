@@ -83,7 +83,9 @@ class OpenClip:
         """
         chosen = models.choose(self.model, self.weights)
         made = self._outline(chosen, self._skeleton(chosen))
-        return made.merged(self.inside) if self.inside else made
+        if not self.inside:
+            return made
+        return made.with_inside(self.inside, self.inside_layers, self.inside_inflection)
 
     def places(self, height: int, width: int) -> Places:
         """Where the n tokens of a picture of ``height`` x ``width`` pixels lie."""

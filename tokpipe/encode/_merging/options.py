@@ -9,6 +9,7 @@ import re
 
 from torch import Tensor
 
+from tokpipe import registry
 from tokpipe.encode._hf.plain import PlainTower
 from tokpipe.encode._merging.blocks import block_of
 from tokpipe.encode._merging.in_encoder import InEncoder
@@ -30,10 +31,14 @@ def rule_of(step: str, layers: str = "", *, inflection: float = 0.0) -> InEncode
     Raises:
         RecipeError: The text is no single step, or the layers cannot be read.
     """
-    chain = next(iter(from_line(step).chains.values()))
-    if "|" in step or ";" in step:
-        raise RecipeError(f"`{step}` is more than one step", hint="name one reducer")
-    return InEncoder(build(chain[-1]), _layers(layers), inflection=inflection)
+    if "|" in step or ";" in step or not step.strip():
+        raise RecipeError(f"inside=`{step}` is not one step", hint="name one rule, as in tome:r=8")
+    last = next(iter(from_line(step).chains.values()))[-1]
+    if registry.lookup(last.use).kind != "reducer" or not hasattr(rule := build(last), "decide"):
+        raise RecipeError(
+            f"`{last.use}` decides nothing inside an encoder", hint="name a rule, as in tome:r=8"
+        )
+    return InEncoder(rule, _layers(layers), inflection=inflection)
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -42,8 +47,10 @@ def _layers(text: str) -> tuple[int, ...]:
         found = re.fullmatch(r"(-?\d{1,3})(?:-(\d{1,3}))?", piece)
         if found is None:
             raise RecipeError(f"cannot read layers `{text}`", hint="write for example 0-5,8,-1")
-        first = int(found[1])
-        out += range(first, int(found[2]) + 1) if found[2] else [first]
+        first, last = int(found[1]), int(found[2] or found[1])
+        if found[2] and last < first:
+            raise RecipeError(f"the layers `{piece}` run backwards", hint=f"write {last}-{first}")
+        out += range(first, last + 1) if found[2] else [first]
     return tuple(out)
 
 
