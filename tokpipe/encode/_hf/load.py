@@ -285,10 +285,18 @@ def _local_first(reader: Callable[..., T], model: str, revision: str, **how: Any
         return reader(model, **how)
 
 
+def _fetch(model: str) -> str:
+    """What to do about a model that is not there."""
+    path = Path(model)
+    if path.is_absolute() or path.exists() or model.startswith(("./", "../", "~")):
+        return "check the folder: it needs what `save_pretrained` of model and processor writes"
+    return f"give a local folder, or fetch it while online: hf download {model}"
+
+
 def _missing(model: str, part: str, error: Exception) -> WeightsMissing:
     return WeightsMissing(
         f"no {part} of `{model}`: {_line(error)}",
-        hint="give a local folder, or fetch it while online: hf download " + model,
+        hint=_fetch(model),
     )
 
 

@@ -116,6 +116,9 @@ class OpenClipTower:
     @torch.inference_mode()
     def encode(self, prepared: Tensor, columns: frozenset[str] = frozenset()) -> Encoded:
         """Patch tokens [T, n, D] in raster order, with ``columns`` [T, n, ...]."""
+        if self._trunk.kind == "maps" and prepared.device.type == "cpu" and len(prepared) > 1:
+            # A convolution of one picture rounds otherwise than one of several.
+            return _stacked([self.encode(one[None], columns) for one in prepared])
         return self._encode(prepared, columns, nullcontext())
 
     @torch.inference_mode()
@@ -265,3 +268,11 @@ def _single(hidden: Hidden) -> bool:
 
 def _twice(x: Tensor | None) -> Any:
     return None if x is None else torch.cat([x, x])
+
+
+def _stacked(parts: list[Encoded]) -> Encoded:
+    """Pictures encoded one by one, put together."""
+    return Encoded(
+        data=torch.cat([part.data for part in parts]),
+        columns={k: torch.cat([part.columns[k] for part in parts]) for k in parts[0].columns},
+    )
