@@ -29,7 +29,7 @@ from tokpipe.errors import (
     OutputExists,
     error_context,
 )
-from tokpipe.job import Options, with_budget
+from tokpipe.job import Options, check_query, with_budget
 from tokpipe.late_bank import cache_dtype, describe_tower, kept_context
 from tokpipe.late_cache import LateCache, LateStream, kept_stream
 from tokpipe.recipe import Recipe
@@ -112,6 +112,8 @@ class _Encoding:
         rules: Recipe | None, options: Options,
     ) -> None:  # fmt: skip
         self.cache, self.target, self.options = cache, target, options
+        if options.query is not None:
+            check_query(options.query)
         self.chains = {}
         for step in encoders:
             stream = registry.load(step.use).modalities[0]
