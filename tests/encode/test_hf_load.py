@@ -16,7 +16,7 @@ from torch import Tensor
 from tokpipe.encode._hf.load import front_end, placed, read_config
 from tokpipe.encode._weights import digest_of
 from tokpipe.encode.hf_vision import FAMILIES, HfVision, family_of
-from tokpipe.errors import ModelError, ResourceError, WeightsMismatch, WeightsMissing
+from tokpipe.errors import ModelError, RecipeError, ResourceError, WeightsMismatch, WeightsMissing
 
 tf = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("torchvision")
@@ -303,3 +303,8 @@ def test_every_family_can_be_imported_and_is_asked_once(clip: HfVision) -> None:
         assert all(hasattr(kind, part) for part in ("outline", "places", "load"))
     assert family_of(clip) is family_of(replace(clip))
     assert clip.places(40, 50) is clip.places(40, 50)
+
+
+def test_a_folder_has_no_revision(clip: HfVision) -> None:
+    with pytest.raises(RecipeError, match="has no revision `main`"):
+        replace(clip, revision="main").outline()

@@ -8,6 +8,7 @@ knows how tensors were renamed between versions; tensors of what was taken out a
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,7 +20,14 @@ import torch
 from torch import nn
 
 from tokpipe.encode._weights import load_state
-from tokpipe.errors import MissingExtra, ModelError, TokpipeError, WeightsMismatch, WeightsMissing
+from tokpipe.errors import (
+    MissingExtra,
+    ModelError,
+    RecipeError,
+    TokpipeError,
+    WeightsMismatch,
+    WeightsMissing,
+)
 
 T = TypeVar("T")
 #: Value of ``weights`` that draws them from the configuration.
@@ -70,7 +78,15 @@ def config_source(settings: Settings) -> tuple[str, str]:
     """Model and revision whose configuration files count.
 
     A ``weights`` folder that holds ``config.json`` stands for the whole model.
+
+    Raises:
+        RecipeError: A revision of a local folder is asked for.
     """
+    if settings.revision and Path(settings.model).is_dir():
+        raise RecipeError(
+            f"`{settings.model}` is a folder, it has no revision `{settings.revision}`",
+            hint="leave out @REV",
+        )
     folder = Path(settings.weights)
     if settings.weights not in ("", RANDOM) and (folder / "config.json").is_file():
         return str(folder), ""
@@ -307,14 +323,19 @@ def _line(error: object) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own reports; ours name what matters."""
-    logging = library().utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    """Without the libraries' own reports; ours name what matters."""
+    told = library().utils.logging
+    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    # The hub's client says every retry of a network that is not there.
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    told.set_verbosity(told.CRITICAL)
+    told.disable_progress_bar()
+    hub.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        told.set_verbosity(level)
+        hub.setLevel(before)
         if bars:
-            logging.enable_progress_bar()
+            told.enable_progress_bar()
