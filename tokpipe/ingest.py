@@ -31,7 +31,7 @@ from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
-_LAYOUT = 2
+_LAYOUT = 3
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -178,7 +178,7 @@ class _Run:
     def _sound(self, chunk: AudioChunk) -> None:
         assert self.mel is not None  # noqa: S101 - audio comes only with an audio chain
         wave = chunk.samples[0].numpy()
-        self.writer.append("audio", np.rint(wave.clip(-1, 1) * 32767).astype("<i2"))
+        self.writer.append("audio", np.rint(wave * 32768).clip(-32768, 32767).astype("<i2"))
         self.samples += len(wave)
         self._mel_tokens(self.mel.push(wave))
         if self.video is None:

@@ -90,7 +90,7 @@ class BankFeatures:
 
     def _sound(self, start: int, stop: int) -> torch.Tensor:
         wave = self.bank.rows("audio", start, stop, np.dtype("<i2"))
-        return torch.from_numpy(wave.astype(np.float32) / 32767)
+        return torch.from_numpy(wave.astype(np.float32) / 32768)
 
     def _ask(self, text: str) -> None:
         features = self.found.get("video")

@@ -219,11 +219,10 @@ class _Item:
             )  # fmt: skip
             record.candidates = sum(candidates(bank, late.found))
             self._watch(late, info)
-            self._write(info, chains, found, demand)
+            self._write(info, chains, found, demand, late)
             encoded = late.encoded
             if "video" not in late.found and not found.reused:
                 encoded = bank.meta["steps"]
-            record.seconds["compress"] -= late.seconds
         record.frames = {
             "decoded": 0 if found.reused else bank.meta["decoded"], "sampled": bank.meta["steps"],
             "encoded": encoded, "kept": self.kept_frames,
@@ -242,10 +241,11 @@ class _Item:
             pictures.report = lambda step: progress("encode", float(pts[step]), info.duration)
 
     def _write(
-        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, demand: Demand
-    ) -> None:
+        self, info: MediaInfo, chains: dict[str, Chain], found: Ingested, demand: Demand,
+        late: BankFeatures,
+    ) -> None:  # fmt: skip
         o, record, bank = self.job.options, self.record, found.bank
-        began = time.perf_counter()
+        began, before = time.perf_counter(), late.seconds
         dtypes = {name: cache_dtype(made, o) for name, made in chains.items()}
         with CacheWriter(self.target, force=o.force, dtype=dtypes) as writer:
             features = set(demand.features)
@@ -258,7 +258,7 @@ class _Item:
                 if self.progress is not None:
                     at = float(kept.tokens.at[-1]) if len(kept.tokens) else 0.0
                     self.progress("compress", at, info.duration)
-            record.seconds["compress"] = time.perf_counter() - began
+            record.seconds["compress"] = time.perf_counter() - began - (late.seconds - before)
             done = assembler.done
             self.kept_frames = done.frames
             record.tokens = {**done.tokens, "text": 0, "total": sum(done.tokens.values())}

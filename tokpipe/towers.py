@@ -207,7 +207,9 @@ class PictureFeatures(_Features):
         wanted = self.pictures(steps)
         self.encoded += len(steps)
         if self.merges:
-            yield from _merging(tower, wanted, device, batch or _MERGED)
+            # One by one on the CPU, where rows must not depend on how many are encoded together.
+            together = 1 if device.type == "cpu" else batch or _MERGED
+            yield from _merging(tower, wanted, device, together)
             return
         for step, rows in encode_pictures(
             tower, wanted, device=device, columns=self.columns, batch=batch

@@ -190,7 +190,7 @@ def test_sound_goes_through_its_tower(
     assert 600 <= record.tokens["audio"] <= 603
     with bank_of(film, recipe) as bank:
         sound = bank.rows("audio", 0, int(bank.meta["samples"]), np.dtype("<i2"))
-    wave = torch.from_numpy(sound.astype(np.float32) / 32767)
+    wave = torch.from_numpy(sound.astype(np.float32) / 32768)
     tower = HfAudio(model=str(whisper_folder)).load()
     own = torch.cat([tower.encode([c])[0].data[0] for c in torch.split(wave, tower.chunk)])
     with open_cache(out) as cache:
@@ -270,6 +270,7 @@ def test_notes_say_what_had_no_part(
                recipe_of(clip_folder, base="text-score | top-k"), 100, query="w3")  # fmt: skip
     assert not any(w.startswith("query-unused") for w in used.warnings)
     assert used.tokens["audio"] > 0
+    assert min(used.seconds.values()) >= 0
     mute = run(samples / "screen.mp4", tmp_path / "m.tokpipe.safetensors",
                recipe_of(whisper_folder), 100, audio_stream="none")  # fmt: skip
     assert any(w.startswith("encoder-unused") for w in mute.warnings)
