@@ -136,3 +136,56 @@ def test_a_wrong_rule_shows_before_anything_is_loaded(text: str, layers: str, wo
     operator = OpenClip(model="ViT-B-32", weights="random", inside=text, inside_layers=layers)
     with pytest.raises(RecipeError, match=words):
         operator.outline()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"inside_layers": "3"}, "tower of 3 blocks"), ({"inside_layers": "-4"}, "tower of 3 blocks"),
+     ({"inside_layers": "1,,2"}, "cannot read layers"), ({"inside_layers": " "}, "cannot read"),
+     ({"inside_layers": "1", "layer": 0}, "tower of 1 blocks"),
+     ({"inside": "tome:r=-1"}, "`tome`: r"), ({"inside": "trim"}, "`trim` needs `query`"),
+     ({"inside": "tome:r=2,class_token=true,distill_token=true"}, "`tome` needs 2 class tokens")],
+)  # fmt: skip
+def test_what_does_not_fit_the_tower_shows_in_its_outline(
+    tmp_path: Path, how: dict[str, Any], words: str
+) -> None:
+    pytest.importorskip("open_clip")
+    config = {"model_cfg": {"embed_dim": 64, "vision_cfg": VIT, "text_cfg": TEXT}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    # Weights that are not there: nothing of them is looked for.
+    base = {"model": f"local-dir:{tmp_path}", "weights": "/none.safetensors", "inside": "tome:r=2"}
+    with pytest.raises(RecipeError, match=words) as caught:
+        OpenClip(**{**base, **how}).outline()
+    assert caught.value.exit_code == 2 and caught.value.hint
+
+
+CONVNEXT = {"image_size": 96, "timm_model_name": "test_convnext", "timm_model_pretrained": False,
+            "timm_pool": "", "timm_proj": "linear"}  # fmt: skip
+
+
+@pytest.mark.parametrize("vision", [RESNET, CONVNEXT])
+def test_feature_maps_refuse_a_rule_in_their_outline(
+    tmp_path: Path, vision: dict[str, Any]
+) -> None:
+    pytest.importorskip("open_clip")
+    config = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    operator = OpenClip(model=f"local-dir:{tmp_path}", weights="random", inside="tome:r=2")
+    with pytest.raises(ModelError, match=r"cannot merge inside `local-dir:.*feature map"):
+        operator.outline()
+
+
+def test_models_of_transformers_refuse_a_rule_in_their_outline(
+    tmp_path: Path, front_of: Any
+) -> None:
+    hf_tower(tmp_path, "DINOv3ViT")
+    for model, words in ((str(tmp_path), "rotary"), (str(front_of("llava").folder), "llava")):
+        with pytest.raises(ModelError, match=f"cannot merge inside `/.*{words}"):
+            HfVision(model=model, inside="tome:r=2").outline()
+    clip = tmp_path / "clip"
+    hf_tower(clip, "CLIPVision")
+    for layers, found in (("0-2", 3), ("", 3)):
+        made = HfVision(model=str(clip), inside="tome:r=2", inside_layers=layers).outline()
+        assert made.about["inside"] == "tome:r=2" and made.about["layers"] == found
+    with pytest.raises(RecipeError, match="tower of 2 blocks"):
+        HfVision(model=str(clip), layer=2, inside="tome:r=2", inside_layers="2").outline()

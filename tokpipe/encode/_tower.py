@@ -45,38 +45,10 @@ class Outline:
     rate: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def with_inside(self, rule: str, layers: str, inflection: float) -> Outline:
-        """The outline of a tower with a rule inside, see :func:`put_inside`.
-
-        Raises:
-            RecipeError: The rule or its layers cannot be read.
-        """
-        from tokpipe.encode._merging.options import rule_of
-
-        rule_of(rule, layers, inflection=inflection)
-        return self.merged(rule)
-
     def merged(self, rule: str) -> Outline:
         """The same with a rule inside: no columns, no deepstack rows, whole pictures only."""
         about = {**self.about, "inside": rule}
         return replace(self, extras=(), deepstack=0, sparse=False, about=about)
-
-
-def put_inside(tower: VisionTower, rule: str, layers: str, inflection: float) -> VisionTower:
-    """The tower with a rule between attention and MLP of its blocks.
-
-    Args:
-        rule: One step of a recipe, such as ``tome:r=8``.
-        layers: Blocks it runs in, such as ``0-5,8``; empty for all.
-        inflection: Slope of the rule's ``r`` over its blocks, -1 .. 1.
-
-    Raises:
-        RecipeError: The rule or its layers cannot be read.
-        ModelError: Tokens cannot merge inside this tower.
-    """
-    from tokpipe.encode._merging.options import rule_of, with_inside
-
-    return with_inside(tower, rule_of(rule, layers, inflection=inflection), rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -46,6 +47,23 @@ def check_digest(found: str, expected: str | None, what: str) -> None:
         )
 
 
+@contextmanager
+def pickles_in_silence() -> Iterator[None]:
+    """Without torch's warning on how a file was pickled: what it warns of is refused by name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        yield
+
+
+def whole_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor of whole numbers that stands where a model has floats."""
+    return next(
+        (n for n, t in wanted.items() if t.is_floating_point() and n in state
+         and not state[n].is_floating_point()),
+        None,
+    )  # fmt: skip
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint file: safetensors, or a torch file with ``weights_only=True``.
 
@@ -60,9 +78,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():
-            # What torch warns of is refused below.
-            warnings.simplefilter("ignore")
+        with pickles_in_silence():
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         # torch's own words advise to load it unsafely.
@@ -72,8 +88,12 @@ def load_state(path: Path) -> dict[str, Tensor]:
             hint="save the model's state_dict as .safetensors",
         ) from error
     except Exception as error:
+        # Of a file that is nothing of the kind, torch says no more than a key or a byte.
+        said = str(error).partition("\n")[0] if isinstance(error, RuntimeError) else ""
+        own = path.suffix == ".safetensors"
+        why = str(error) if own else said or "it is no file of torch"
         raise WeightsMismatch(
-            f"`{path.name}` cannot be read as weights: {error}",
+            f"`{path.name}` cannot be read as weights: {why}",
             hint="use a .safetensors file, or a torch file that holds tensors only",
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found

@@ -18,12 +18,12 @@ from pydantic import Field
 
 from tokpipe.device import settle
 from tokpipe.encode._hf.load import config_source, read_config
-from tokpipe.encode._tower import put_inside
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from tokpipe.encode._hf.family import Family
+    from tokpipe.encode._merging.in_encoder import InEncoder
     from tokpipe.encode._tower import Outline, Places, VisionTower
 
 _PLAIN = "tokpipe.encode._hf.plain:PlainFamily"
@@ -114,17 +114,16 @@ class HfVision:
 
         Raises:
             WeightsMissing: The model's configuration is neither on disk nor reachable.
-            ModelError: It is of a kind tokpipe does not know.
+            ModelError: It is of a kind tokpipe does not know, or tokens cannot merge inside it.
+            RecipeError: The rule inside cannot be read, or does not fit the tower.
         """
         made = _outline(self)
         if not self.inside:
             return made
-        if type(family_of(self)).__module__ != _PLAIN.partition(":")[0]:
-            raise ModelError(
-                f"tokens cannot merge inside `{self.model}`",
-                hint="use a plain ViT (CLIP, SigLIP, DINOv2), or merge on the output",
-            )
-        return made.with_inside(self.inside, self.inside_layers, self.inside_inflection)
+        from tokpipe.encode._merging.options import check_plain
+
+        check_plain(self._rule(), family_of(self), self.model)
+        return made.merged(self.inside)
 
     def places(self, height: int, width: int) -> Places:
         """Where the tokens of a picture of ``height`` x ``width`` pixels lie."""
@@ -153,7 +152,14 @@ class HfVision:
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
         if not self.inside:
             return tower
-        return put_inside(tower, self.inside, self.inside_layers, self.inside_inflection)
+        from tokpipe.encode._merging.options import with_inside
+
+        return with_inside(tower, self._rule(), self.inside)
+
+    def _rule(self) -> InEncoder:
+        from tokpipe.encode._merging.options import rule_of
+
+        return rule_of(self.inside, self.inside_layers, inflection=self.inside_inflection)
 
 
 @lru_cache(maxsize=64)

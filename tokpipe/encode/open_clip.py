@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tokpipe.device import image_layout, settle
+from tokpipe.encode._compiled import quiet_compiler
 from tokpipe.encode._fit import frame_of, places_of
+from tokpipe.encode._merging.options import check_open_clip, rule_of, with_inside
 from tokpipe.encode._open_clip import model as models
 from tokpipe.encode._open_clip.text import TextTower
 from tokpipe.encode._open_clip.tower import Layers, OpenClipTower, columns_of
 from tokpipe.encode._open_clip.trunk import Trunk, trunk_of
-from tokpipe.encode._tower import Outline, Places, VisionTower, put_inside
+from tokpipe.encode._tower import Outline, Places, VisionTower
 from tokpipe.encode._weights import check_digest, digest_of
 from tokpipe.errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
+
+    from tokpipe.encode._merging.in_encoder import InEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +82,17 @@ class OpenClip:
         """What the tower gives, from the model's configuration alone.
 
         Raises:
-            ModelError: open_clip knows no such model, or its tower gives no patch tokens.
-            RecipeError: The tower has no such block.
+            ModelError: open_clip knows no such model, its tower gives no patch tokens, or none
+                can merge inside it.
+            RecipeError: The tower has no such block, or the rule inside does not fit it.
         """
         chosen = models.choose(self.model, self.weights)
-        made = self._outline(chosen, self._skeleton(chosen))
+        trunk = self._skeleton(chosen)
+        made = self._outline(chosen, trunk)
         if not self.inside:
             return made
-        return made.with_inside(self.inside, self.inside_layers, self.inside_inflection)
+        check_open_clip(self._rule(), trunk, self._layers(trunk).tokens + 1, chosen.label)
+        return made.merged(self.inside)
 
     def places(self, height: int, width: int) -> Places:
         """Where the n tokens of a picture of ``height`` x ``width`` pixels lie."""
@@ -129,9 +136,10 @@ class OpenClip:
             trunk, TextTower(model, chosen), outline=outline, weights=found, layers=layers,
             stage=self.stage, fit=self.fit, preprocess=chosen.preprocess,
         )  # fmt: skip
-        if not self.inside:
-            return tower
-        return put_inside(tower, self.inside, self.inside_layers, self.inside_inflection)
+        return with_inside(tower, self._rule(), self.inside) if self.inside else tower
+
+    def _rule(self) -> InEncoder:
+        return rule_of(self.inside, self.inside_layers, inflection=self.inside_inflection)
 
     def _skeleton(self, chosen: models.Chosen) -> Trunk:
         return trunk_of(models.skeleton(chosen), chosen.config["embed_dim"])
@@ -174,6 +182,7 @@ class OpenClip:
 
 def _compile(trunk: Trunk, layers: Layers) -> None:
     """Compile in place; watched blocks stay as they are, since compiled code sees no hooks."""
+    quiet_compiler()
     watched = {layers.deep, layers.shallow, layers.middle}
     for index, block in enumerate(trunk.blocks() if trunk.depth else ()):
         if index not in watched:

@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
-from tokpipe.encode._weights import load_state
+from tokpipe.encode._hf.files import check_config, check_floats, check_index, floats_in, floats_of
+from tokpipe.encode._weights import load_state, pickles_in_silence
 from tokpipe.errors import (
     MissingExtra,
     ModelError,
@@ -101,6 +102,8 @@ def read_config(model: str, revision: str = "") -> Any:
         WeightsMissing: Neither on disk, nor cached, nor reachable.
         ModelError: No configuration transformers can read without running foreign code.
     """
+    if Path(model).is_dir():
+        check_config(Path(model))
     return _found(library().AutoConfig.from_pretrained, model, revision, "config.json")
 
 
@@ -159,10 +162,11 @@ def front_end(
     Raises:
         WeightsMissing: No checkpoint, or one that lacks a tensor of the front end (the first is
             named).
-        WeightsMismatch: Shapes differ, or the file holds more than tensors.
+        WeightsMismatch: Shapes differ, the file holds more than tensors, or whole numbers
+            where the model has floats.
     """
     what = settings.weights or settings.model
-    with _quiet():
+    with _quiet(), pickles_in_silence():
         try:
             made, report = _from_pretrained(_without(kind, tuple(drop)), config, settings)
         except TokpipeError:
@@ -170,8 +174,11 @@ def front_end(
         except OSError as error:
             raise _missing(what, "weights", error) from error
         except Exception as error:  # whatever a foreign checkpoint raises
+            # torch's own words advise to load it unsafely.
+            pickled = "Weights only load failed" in str(error)
+            why = "they hold more than tensors; nothing of it was run" if pickled else _line(error)
             raise WeightsMismatch(
-                f"the weights of `{what}` cannot be read: {_line(error)}",
+                f"the weights of `{what}` cannot be read: {why}",
                 hint="use safetensors, or torch files that hold tensors only, of this very model",
             ) from error
     if settings.weights != RANDOM:
@@ -204,11 +211,19 @@ def _from_pretrained(kind: Any, config: Any, settings: Settings) -> tuple[Any, d
     made: tuple[Any, dict[str, Any]]
     path = Path(settings.weights)
     if settings.weights and not path.is_dir():
-        made = kind.from_pretrained(None, state_dict=load_state(path), **how)
+        state = load_state(path)
+        found = floats_of(state)
+        made = kind.from_pretrained(None, state_dict=state, **how)
+        check_floats(found, made[0], path.name)
         return made
     model, revision = (str(path), "") if settings.weights else (settings.model, settings.revision)
     how |= {"weights_only": True, "trust_remote_code": False}
+    folder = Path(model)
+    if folder.is_dir():
+        check_index(folder)
     made = _local_first(kind.from_pretrained, model, revision, **how)
+    if folder.is_dir():
+        check_floats(floats_in(folder), made[0], model)
     return made
 
 
@@ -304,7 +319,8 @@ def _local_first(reader: Callable[..., T], model: str, revision: str, **how: Any
 def _fetch(model: str) -> str:
     """What to do about a model that is not there."""
     path = Path(model)
-    if path.is_absolute() or path.exists() or model.startswith(("./", "../", "~")):
+    local = path.is_absolute() or path.exists() or model.count("/") > 1
+    if local or model.startswith(("./", "../", "~")):
         return "check the folder: it needs what `save_pretrained` of model and processor writes"
     return f"give a local folder, or fetch it while online: hf download {model}"
 

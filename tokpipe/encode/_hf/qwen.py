@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tokpipe.encode._compiled import quiet_compiler
 from tokpipe.encode._hf.load import config_source, front_end, placed, read_processor
 from tokpipe.encode._hf.patch_tower import PatchTower, QwenTower, VideoLlama3Tower
 from tokpipe.encode._hf.patches import Layout
@@ -168,6 +169,7 @@ class PatchFamily:
         blocks = self._cut(visual)
         seeing = frozenset(self._whole())
         if compile:
+            quiet_compiler()
             visual.compile()
         return tower(
             outline=outline, weights=weights, layout=self.layout, visual=visual, project=project,

@@ -28,6 +28,7 @@ from tokpipe.encode._attend import (
     turned_by,
     watching,
 )
+from tokpipe.encode._compiled import quiet_compiler
 from tokpipe.errors import ModelError
 
 #: Columns of one block, in terms of which block.
@@ -127,6 +128,7 @@ class Vit:
         self.attentions = [attention_of(block) for block in self.blocks]
         self._fast: list[Callable[..., Any]] = [*self.blocks]
         if compile:
+            quiet_compiler()
             self._fast = [torch.compile(block) for block in self.blocks]
 
     def walk(

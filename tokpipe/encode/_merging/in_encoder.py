@@ -63,6 +63,14 @@ def schedule(blocks: int, r: int | tuple[float, float] | list[int]) -> tuple[int
     return tuple(int(first + step * i) for i in range(blocks))
 
 
+def name_of(reducer: object) -> str:
+    """How recipes call a reducer: its file's name; one from elsewhere, its class's."""
+    place, _, file = type(reducer).__module__.rpartition(".")
+    if place.startswith("tokpipe.compress"):
+        return file.replace("_", "-")
+    return type(reducer).__name__
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
     """What a tower made of T pictures of n patches.
@@ -116,7 +124,7 @@ class InEncoder:
 
     def __post_init__(self) -> None:
         """Check that the rule decides, from what a block can give."""
-        name = type(self.reducer).__name__
+        name = name_of(self.reducer)
         if not hasattr(self.reducer, "decide"):
             raise RecipeError(f"`{name}` decides nothing", hint="give a reducer, such as `tome`")
         lacking = [need for need in self.reducer.needs if need not in _GIVEN]
@@ -144,6 +152,21 @@ class InEncoder:
         """Prefix rows that the rule takes and protects."""
         flags = ("class_token", "distill_token", "special")
         return sum(int(getattr(self.reducer, flag, 0)) for flag in flags)
+
+    def fits(self, blocks: int, prefix: int) -> dict[int, int | None]:
+        """:meth:`plan` of a tower of so many blocks and ``prefix`` rows before its patches.
+
+        Raises:
+            RecipeError: The rule protects more prefix rows than there are, needs the attention
+                of a class token where there is none, or its layers are not there.
+        """
+        if self.seen > prefix or (prefix == 0 and "attention" in self.reducer.needs):
+            raise RecipeError(
+                f"`{name_of(self.reducer)}` needs {max(1, self.seen)} class tokens, the tower "
+                f"has {prefix}",
+                hint="turn off `class_token`, `distill_token` or `special`, or use another rule",
+            )
+        return self.plan(blocks)
 
     def plan(self, blocks: int) -> dict[int, int | None]:
         """Blocks where it runs and the tokens to merge away there; None leaves it to the rule.
@@ -193,13 +216,7 @@ class InEncoder:
                 attention of a class token where there is none.
             ModelError: A block of an unknown kind, or in training mode.
         """
-        if self.seen > prefix or (prefix == 0 and "attention" in self.reducer.needs):
-            raise RecipeError(
-                f"`{type(self.reducer).__name__}` needs {max(1, self.seen)} class tokens, the "
-                f"tower has {prefix}",
-                hint="turn off `class_token`, `distill_token` or `special`, or use another rule",
-            )
-        plan = self.plan(len(blocks))
+        plan = self.fits(len(blocks), prefix)
         run = _Run(self, hidden, prefix, grid)
         with checked_together():
             for index, module in enumerate(blocks):
@@ -363,4 +380,4 @@ def _decided(
     count = getattr(rule, "out_count", None)
     known = [count(n, b) if count else (n, False) for n, b in zip(sizes, budgets, strict=True)]
     counts = [rows for rows, _ in known] if all(exact for _, exact in known) else None
-    return joined(maps, sizes, protected, type(rule).__name__, counts)
+    return joined(maps, sizes, protected, name_of(rule), counts)

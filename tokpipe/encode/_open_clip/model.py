@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.encode._weights import load_state
+from tokpipe.encode._weights import load_state, whole_numbers
 from tokpipe.errors import MissingExtra, ModelError, WeightsMismatch, WeightsMissing
 
 #: Value of ``weights`` that asks for seeded random weights.
@@ -262,6 +262,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], chosen: Chosen) -> None:
     extra = next((k for k in state if k not in wanted), None)
     if extra is not None:
         raise _mismatch(what, chosen, f"it holds `{extra}`, which the model has not")
+    wrong = whole_numbers(state, wanted)
+    if wrong is not None:
+        raise _mismatch(what, chosen, f"`{wrong}` holds whole numbers, not floats")
     model.load_state_dict(state)
 
 

@@ -20,7 +20,7 @@ from torch.nn.functional import layer_norm, pad
 from tokpipe.encode._sound.lengths import WAV2VEC2_CONVS, conv_tokens
 from tokpipe.encode._sound.tower import SAMPLE_RATE, catching, even_times
 from tokpipe.encode._tower import Outline
-from tokpipe.encode._weights import load_state
+from tokpipe.encode._weights import load_state, whole_numbers
 from tokpipe.errors import MissingExtra, ModelError, WeightsMismatch, WeightsMissing
 
 if TYPE_CHECKING:
@@ -200,6 +200,12 @@ class TorchaudioSound:
         settings = self.settings
         what = settings.weights or settings.model
         state = self._stored() if settings.weights else self._fetched()
+        wrong = whole_numbers(state, model.state_dict())
+        if wrong is not None:
+            raise WeightsMismatch(
+                f"`{wrong}` of `{what}` holds whole numbers, not floats",
+                hint="quantised checkpoints do not work here; name the one they were made from",
+            )
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._attend import Seen, watching
+from tokpipe.encode._compiled import quiet_compiler
 from tokpipe.encode._hf.load import placed
 from tokpipe.encode._log_mel import clean
 from tokpipe.encode._tower import Encoded, Outline
@@ -159,6 +160,7 @@ def load_tower(
         placed(part, device, dtype)
     for name, value in precise.items():
         tower.get_parameter(name).data = value.to(device, torch.float32)
+    quiet_compiler()
     fast = torch.compile(tower) if compile and not family.hooked else tower
     return SoundTower(
         family.outline(), family.chunk, family, tower, fast, projector, weights, device, dtype
