@@ -99,6 +99,18 @@ def test_columns_change_no_token_and_have_their_shapes(
         assert value.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["resnet", "convnext"])
+def test_feature_maps_are_the_same_bits_in_any_batch(kind: str, made: Callable[[str], Any]) -> None:
+    tower = made(kind).operator().load()
+    x, columns = tower.prepare(pictures(5)), frozenset(tower.outline.extras)
+    whole = tower.encode(x, columns)
+    for size in (1, 2, 3):
+        part = tower.encode(x[1 : 1 + size], columns)
+        assert torch.equal(part.data, whole.data[1 : 1 + size])
+        for name, value in whole.columns.items():
+            assert torch.equal(part.columns[name], value[1 : 1 + size]), name
+
+
 @pytest.mark.parametrize("kind", models.CONFIGS)
 def test_one_by_one_is_the_batch(kind: str, made: Callable[[str], Any]) -> None:
     tower = made(kind).operator().load()

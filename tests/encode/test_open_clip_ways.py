@@ -190,6 +190,14 @@ def test_another_models_weights_are_named(
     assert "`other.safetensors`" in str(caught.value)
 
 
+def test_whole_numbers_are_no_weights(made: Callable[[str], Any], tmp_path: Path) -> None:
+    held, name = made("vit"), "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    state = load_file(held.path)
+    save_file(state | {name: state[name].sign().to(torch.int8)}, tmp_path / "whole.safetensors")
+    with pytest.raises(WeightsMismatch, match=f"`{name}` holds whole numbers"):
+        held.operator(weights=str(tmp_path / "whole.safetensors")).load()
+
+
 def test_what_is_not_there_is_named(made: Callable[[str], Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="knows no model `ViT-B-33`") as wrong:
         OpenClip(model="ViT-B-33").outline()

@@ -154,6 +154,16 @@ def test_digest_and_files(tmp_path: Path) -> None:
         TorchaudioBundles(weights=str(tmp_path), layer=1).load()
 
 
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    state = model_of("Wav2Vec2", tmp_path).state_dict()
+    for file in tmp_path.glob("model.*"):
+        file.unlink()
+    name = next(name for name in state if name.endswith("weight"))
+    torch.save({**state, name: state[name].sign().to(torch.int8)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsMismatch, match=f"`{name}` of .* holds whole numbers"):
+        TorchaudioBundles(weights=str(tmp_path)).load()
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no bundle `TACOTRON2`") as caught:
         TorchaudioBundles(model="TACOTRON2").outline()
