@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,15 +100,17 @@ class Assembler:
         if self.clip is not None:
             for piece in self.clip.finish():
                 self.writer.append_bytes("audio.clip", piece)
-        self._ranks()
-        self._segments()
+        none = [np.zeros(0)]
+        set_ranks(
+            self.writer, {name: np.concatenate(p or none) for name, p in self.priority.items()}
+        )
+        end = max(self.bank.meta["video_end"], self.bank.meta["audio_end"], float(self.starts[-1]))
+        spans = np.stack([self.starts, np.append(self.starts[1:], end)], 1)
+        set_segments(self.writer, spans, self.counts)
         return self.writer.finish({**self._own(), **metadata})
 
     def _columns(self, rows: TokenBatch, stream: str) -> dict[str, Any]:
-        columns = {name: getattr(rows, name).numpy() for name in _COLUMNS}
-        columns["tokens"] = feature_array(rows.data)
-        segment = np.searchsorted(self.starts, columns["at"], side="right") - 1
-        columns["segment"] = np.maximum(segment, 0).astype(np.int32)
+        columns = row_columns(rows, self.starts)
         index = 0 if stream == "video" else 1
         self.counts[index] += np.bincount(columns["segment"], minlength=len(self.starts))
         return columns
@@ -139,27 +141,6 @@ class Assembler:
             )
         offsets = [self.clip.add(int(cell)) for cell in rows.cell[:, 0]]
         return {"clip_offset": np.array(offsets, dtype=np.int64)}
-
-    def _ranks(self) -> None:
-        """Joint ranks: whatever the budget, each stream and window gives up its share."""
-        sizes = self.done.tokens
-        joint = np.concatenate(
-            [p for name in ("video", "audio") for p in self.priority[name]] or [np.zeros(0)]
-        )
-        rank = np.empty(len(joint), dtype=np.int32)
-        rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
-        for name, part in zip(sizes, np.split(rank, [sizes["video"]]), strict=True):
-            if len(part):
-                self.writer.set(f"{name}.rank", part)
-
-    def _segments(self) -> None:
-        end = max(self.bank.meta["video_end"], self.bank.meta["audio_end"], float(self.starts[-1]))
-        self.writer.set("segment.pts", np.stack([self.starts, np.append(self.starts[1:], end)], 1))
-        stops = np.cumsum(self.counts, 1)
-        rows = np.stack(
-            [stops[0] - self.counts[0], stops[0], stops[1] - self.counts[1], stops[1]], 1
-        )
-        self.writer.set("segment.rows", rows)
 
     def _own(self) -> dict[str, Any]:
         done = self.done
@@ -199,6 +180,48 @@ class Assembler:
                 "samples": self.clip.samples,
             }
         return own
+
+
+def row_columns(rows: TokenBatch, starts: NDArray[np.float64]) -> dict[str, Any]:
+    """Columns of rows as the writer takes them, each with the segment it begins in.
+
+    Args:
+        starts: float64 [G], seconds each segment starts at; without any the segment is -1.
+    """
+    columns = {name: getattr(rows, name).numpy() for name in _COLUMNS}
+    segment = np.searchsorted(starts, columns["at"], side="right") - 1
+    columns["segment"] = np.maximum(segment, 0 if len(starts) else -1).astype(np.int32)
+    return {**columns, "tokens": feature_array(rows.data)}
+
+
+def set_ranks(writer: CacheWriter, priority: Mapping[str, NDArray[np.float64]]) -> None:
+    """Joint ranks: whatever the budget, each stream and window gives up its share.
+
+    Args:
+        priority: Of the rows of each stream, in (0, 1): low ones are given up last.
+    """
+    joint = np.concatenate([*priority.values()])
+    rank = np.empty(len(joint), dtype=np.int32)
+    rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
+    edges = np.cumsum([len(part) for part in priority.values()])[:-1]
+    for name, part in zip(priority, np.split(rank, edges), strict=True):
+        if len(part):
+            writer.set(f"{name}.rank", part)
+
+
+def set_segments(
+    writer: CacheWriter, spans: NDArray[np.float64], counts: NDArray[np.int64]
+) -> None:
+    """The table of segments.
+
+    Args:
+        spans: float64 [G, 2], start and stop in seconds.
+        counts: int64 [2, G], rows of video and of audio in each.
+    """
+    stops = np.cumsum(counts, 1)
+    writer.set("segment.pts", spans)
+    starts = stops - counts
+    writer.set("segment.rows", np.stack([starts[0], stops[0], starts[1], stops[1]], 1))
 
 
 def feature_array(data: torch.Tensor) -> NDArray[Any]:

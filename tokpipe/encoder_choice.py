@@ -142,8 +142,4 @@ def _of_signal(step: StepSpec) -> bool:
     """The rule works on cells of the signal: it needs what only the built-in encoders give."""
     if registry.lookup(step.use).kind not in ("reducer", "projector"):
         return False
-    return step.use in _SIGNAL or bool(BUILT_IN & {*getattr(build(step), "needs", ())})
-
-
-#: Rules of the default recipe that name no need beyond a score.
-_SIGNAL = ("temporal-drop", "anchor-updates", "silence-gate", "adjacent-merge")
+    return bool(BUILT_IN & {*getattr(build(step), "needs", ())})

@@ -26,7 +26,7 @@ class Coverage:
 
     Attributes:
         part: float64 [n, R * C], part of each token's box that each cell covers.
-        kept: Newline rows are live wherever any token of their picture is.
+        newline: bool [n]. Newline rows are live wherever any token of their picture is.
     """
 
     part: Tensor

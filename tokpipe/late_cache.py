@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ class LateCache:
         """
         sides: dict[str, Any] = {}
         if "video" in self.chains:
-            sides["video"] = self._video(self.chains["video"], budgeted=True)
+            sides["video"] = self._video(self.chains["video"])
         if "audio" in self.chains:
             sides["audio"] = self._audio(self.chains["audio"])
         for side in sides.values():
@@ -216,7 +216,7 @@ class LateCache:
         key = store_key(self._key, stream, late, o.running()) if o.keep_bank else None
         return self._stack.enter_context(FeatureStore(key, bank_root()))
 
-    def _video(self, chain: Chain, *, budgeted: bool) -> VideoSide:
+    def _video(self, chain: Chain) -> VideoSide:
         grid, late = self.cache.metadata["tokpipe.grid"], chain.late
         assert late is not None  # noqa: S101 - only chains with a tower come here
         rows = self.cache.tokens(stream="video")["video"].to_tokens()
@@ -234,7 +234,7 @@ class LateCache:
             query = features.query(o.query)
             features.columns |= {query.space} & {*features.outline.extras}
         feed = TowerFeed(survivors, Coverage.of(features.places, *shape), features)
-        limit = 1 << 62 if budgeted else None
+        limit = len(survivors) * len(features.places)
         return VideoSide(feed, late, limit=limit, pool=o.pool, device=o.device, query=query)
 
     def _audio(self, chain: Chain) -> LateAudio:
@@ -248,7 +248,7 @@ class LateCache:
             self.options.running(), needed_columns(late, late.encoder.outline()),
         )  # fmt: skip
         return LateAudio(
-            chain=replace(chain), features=features, device=self.options.device,
+            chain=chain, features=features, device=self.options.device,
             heard=sound.kept, only_heard=True,
         )  # fmt: skip
 

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe import __version__, registry
-from tokpipe.assemble import deepstack_columns, feature_array
+from tokpipe.assemble import deepstack_columns, row_columns, set_ranks, set_segments
 from tokpipe.budget import Budget
+from tokpipe.cache.format import STREAMS
 from tokpipe.cache.reader import TokenCache, open_cache
 from tokpipe.cache.verify import verify
 from tokpipe.cache.writer import CacheWriter, sweep_stale
@@ -36,7 +37,6 @@ from tokpipe.recipe import Recipe
 from tokpipe.run import SUFFIX, RunRecord, refuse_foreign
 from tokpipe.spec import StepSpec
 
-_COLUMNS = ("at", "pts", "frame", "cell", "extent", "tile", "mass", "kind", "score")
 #: Metadata that is written anew, or belongs to a stream of the signal.
 _OWN = frozenset(
     (
@@ -182,14 +182,15 @@ class _Encoding:
         dtypes = {s: self._dtype(s) for s in self.cache.streams}
         priority: dict[str, NDArray[np.float64]] = {}
         counts: dict[str, Any] = {}
-        rows: dict[str, NDArray[np.int32]] = {}
+        spans = self.cache.segments
+        rows = np.zeros((2, len(spans)), dtype=np.int64)
         with CacheWriter(self.target, force=self.options.force, dtype=dtypes) as writer:
             for stream in self.cache.streams:
                 if stream in made:
-                    columns, order = self._columns(made[stream].tokens), made[stream].priority
-                    priority[stream] = order.numpy()
-                    mass = float(made[stream].tokens.mass.double().sum())
-                    source = made[stream].source
+                    tokens, source = made[stream].tokens, made[stream].source
+                    columns = {**row_columns(tokens, spans[:, 0]), **deepstack_columns(tokens)}
+                    priority[stream] = made[stream].priority.numpy()
+                    mass = float(tokens.mass.double().sum())
                     counts[stream] = {"source": source, "dropped": max(0.0, source - mass)}
                 else:
                     columns, priority[stream] = kept_stream(self.cache, stream)
@@ -200,9 +201,13 @@ class _Encoding:
                     self._blobs(writer, stream)
                 if len(columns["at"]):
                     writer.append(stream, columns)
-                    rows[stream] = columns["segment"]
-            self._ranks(writer, priority)
-            self._segments(writer, rows)
+                    if len(spans):
+                        rows[STREAMS.index(stream)] = np.bincount(
+                            columns["segment"], minlength=len(spans)
+                        )
+            set_ranks(writer, priority)
+            if len(spans):
+                set_segments(writer, spans, rows)
             writer.finish(self._metadata(made, counts))
         self._count(made, priority)
         self.record.seconds["write"] = time.perf_counter() - began
@@ -211,13 +216,6 @@ class _Encoding:
         if stream in self.chains:
             return cache_dtype(self.chains[stream], self.options)
         return self.cache.tokens(0.0, 0.0, stream=stream)[stream].dtype
-
-    def _columns(self, tokens: Any) -> dict[str, Any]:
-        columns = {name: getattr(tokens, name).numpy() for name in _COLUMNS}
-        starts = self.cache.segments[:, 0]
-        segment = np.searchsorted(starts, columns["at"], side="right") - 1
-        columns["segment"] = np.maximum(segment, 0 if len(starts) else -1).astype(np.int32)
-        return {**columns, "tokens": feature_array(tokens.data), **deepstack_columns(tokens)}
 
     def _blobs(self, writer: CacheWriter, stream: str) -> None:
         """Pictures or sound of a stream that stays one of the signal."""
@@ -230,29 +228,6 @@ class _Encoding:
                     "video.atlas",
                     np.asarray(self.cache.column("video.atlas", start, stop)).tobytes(),
                 )
-
-    @staticmethod
-    def _ranks(writer: CacheWriter, priority: dict[str, NDArray[np.float64]]) -> None:
-        joint = np.concatenate([priority[s] for s in priority])
-        rank = np.empty(len(joint), dtype=np.int32)
-        rank[np.argsort(joint, kind="stable")] = np.arange(len(joint), dtype=np.int32)
-        sizes = np.cumsum([len(priority[s]) for s in priority])[:-1]
-        for stream, part in zip(priority, np.split(rank, sizes), strict=True):
-            if len(part):
-                writer.set(f"{stream}.rank", part)
-
-    def _segments(self, writer: CacheWriter, rows: dict[str, NDArray[np.int32]]) -> None:
-        spans = self.cache.segments
-        if not len(spans):
-            return
-        none = np.zeros(0, dtype=np.int32)
-        sides = []
-        for stream in ("video", "audio"):
-            count = np.bincount(rows.get(stream, none), minlength=len(spans))
-            stop = np.cumsum(count)
-            sides += [stop - count, stop]
-        writer.set("segment.pts", spans)
-        writer.set("segment.rows", np.stack(sides, 1))
 
     def _metadata(self, made: dict[str, LateStream], counts: dict[str, Any]) -> dict[str, Any]:
         found = self.cache.metadata

@@ -11,9 +11,10 @@ import torch
 
 from tokpipe.encode.hf_vision import HfVision
 from tokpipe.errors import ModelError, WeightsMissing
+from tokpipe.testing.tokenizer import word_tokenizer
 
 tf = pytest.importorskip("transformers", minversion="5.18")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytest.importorskip("torchvision")
 
 TEXT = {
@@ -33,21 +34,6 @@ def quiet() -> None:
     tf.logging.disable_progress_bar()
 
 
-def tokenizer() -> Any:
-    """Words w0 .. w59, begin and end; whatever else is unknown."""
-    first, last, other = "<s>", "</s>", "<unk>"
-    vocab = {first: 0, last: 1, other: 2} | {f"w{i}": i + 3 for i in range(60)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=other))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(first, 0), (last, 1)]
-    )
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=first, eos_token=last, unk_token=other,
-        pad_token=last, model_max_length=12,
-    )  # fmt: skip
-
-
 def save(folder: Path, model: Any, processor: Any) -> HfVision:
     torch.manual_seed(2)
     with torch.no_grad():
@@ -55,7 +41,7 @@ def save(folder: Path, model: Any, processor: Any) -> HfVision:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return HfVision(model=str(folder))
 
 
@@ -86,7 +72,7 @@ def test_a_query_of_clip_is_the_models_text_vector(clip: HfVision) -> None:
     query = clip.load().embed_text("w1 w2 w3")
     own = tf.AutoModel.from_pretrained(clip.model).eval()
     with torch.inference_mode():
-        vector = own.get_text_features(**tokenizer()(["w1 w2 w3"], return_tensors="pt"))
+        vector = own.get_text_features(**word_tokenizer()(["w1 w2 w3"], return_tensors="pt"))
     assert torch.equal(query.pooled, vector.pooler_output)
     assert (query.space, query.text) == ("text_space", "w1 w2 w3")
     assert clip.outline().text and "text_space" in clip.outline().extras
@@ -95,7 +81,7 @@ def test_a_query_of_clip_is_the_models_text_vector(clip: HfVision) -> None:
 def test_a_query_of_siglip_is_padded_as_in_training(siglip: HfVision) -> None:
     query = siglip.load().embed_text("w1 w2 w3")
     own = tf.AutoModel.from_pretrained(siglip.model).eval()
-    ids = tokenizer()(["w1 w2 w3"], padding="max_length", max_length=12, return_tensors="pt")
+    ids = word_tokenizer()(["w1 w2 w3"], padding="max_length", max_length=12, return_tensors="pt")
     with torch.inference_mode():
         vector = own.get_text_features(input_ids=ids["input_ids"]).pooler_output
     assert torch.equal(query.pooled, vector)

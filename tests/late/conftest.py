@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
+from tokpipe.testing.tokenizer import word_tokenizer
 
 tf = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("torchvision")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 _TEXT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -37,20 +38,6 @@ def _stirred(model: Any) -> Any:
     return model
 
 
-def _tokenizer() -> Any:
-    first, last, other = "<s>", "</s>", "<unk>"
-    vocab = {first: 0, last: 1, other: 2} | {f"w{i}": i + 3 for i in range(60)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=other))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(first, 0), (last, 1)]
-    )
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=first, eos_token=last, unk_token=other,
-        pad_token=last, model_max_length=12,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of 8 x 8 patches of 8 px, width 32, with its text tower."""
@@ -61,7 +48,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _stirred(tf.CLIPModel(config)).save_pretrained(folder)
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
     tf.CLIPImageProcessor(**size).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder
 
 

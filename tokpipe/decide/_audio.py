@@ -12,7 +12,7 @@ from tokpipe.budget import Supply, largest_remainder
 from tokpipe.cache.bank import Bank
 from tokpipe.chain import Chain
 from tokpipe.compress._fit import expanded, fit_chain, own_count
-from tokpipe.decide._stream import meets_budget, together
+from tokpipe.decide._stream import meets_budget, priority_of, together
 from tokpipe.recipe import build
 from tokpipe.spec import MODALITY_CODE, StepSpec
 from tokpipe.tensors import TokenBatch, TokenMap
@@ -87,7 +87,7 @@ class AudioSide:
         ]  # fmt: skip
         kept = TokenBatch.cat(made).sorted() if made else self._tokens(0, 0, light=False)
         order = torch.cat(
-            [torch.zeros(0, dtype=torch.float64), *(_priority(rows) for rows in made)]
+            [torch.zeros(0, dtype=torch.float64), *(priority_of(rows) for rows in made)]
         )
         return kept, order
 
@@ -171,9 +171,3 @@ def _runs(heard: torch.Tensor, pts: torch.Tensor) -> Iterator[tuple[float, float
     edges = np.flatnonzero(np.diff(np.concatenate([[0], heard.numpy().astype(np.int8), [0]])))
     for a, b in edges.reshape(-1, 2):
         yield float(pts[a, 0]), float(pts[b - 1, 1])
-
-
-def _priority(rows: TokenBatch) -> torch.Tensor:
-    score = torch.where(torch.isnan(rows.score), rows.mass, rows.score)
-    order = torch.argsort(torch.argsort(score, descending=True, stable=True))
-    return (order.double() + 0.5) / max(1, len(rows))

@@ -10,6 +10,7 @@ from torch import Tensor
 from tokpipe.budget import Supply, largest_remainder
 from tokpipe.chain import Chain
 from tokpipe.compress._fit import fit_chain, own_count
+from tokpipe.decide._stream import priority_of
 from tokpipe.recipe import build
 from tokpipe.spec import MODALITY_CODE, StepSpec
 from tokpipe.tensors import Query, TokenBatch
@@ -81,9 +82,7 @@ class LateAudio:
             none = torch.zeros(0, dtype=torch.float64)
             return TokenBatch.build(torch.zeros(0, self.features.outline.dim), none), none
         kept = TokenBatch.cat(made).sorted()
-        score = torch.where(torch.isnan(kept.score), kept.mass, kept.score)
-        order = torch.argsort(torch.argsort(score, descending=True, stable=True))
-        return kept, (order.double() + 0.5) / len(kept)
+        return kept, priority_of(kept)
 
     def _groups(self, *, heard: bool) -> list[list[tuple[int, int]]]:
         """Chunks with tokens, put together into groups, with the tokens of each."""
@@ -147,12 +146,3 @@ class LateAudio:
         part = (edge - low).clamp(0, 1) * CELL * self.heard.double()[low]
         until = self._until[low] + part
         return inside & (until[:, 1] - until[:, 0] >= (times[:, 1] - times[:, 0]) / 2 - 1e-9)
-
-
-def heard_cells(kept: TokenBatch, cells: int) -> Tensor:
-    """Cells bool [cells] that kept rows of the signal stand for."""
-    mask = torch.zeros(cells + 1, dtype=torch.int64)
-    edges = (kept.pts / CELL).round().long().clamp(0, cells)
-    mask.index_add_(0, edges[:, 0], torch.ones_like(edges[:, 0]))
-    mask.index_add_(0, edges[:, 1], -torch.ones_like(edges[:, 1]))
-    return mask.cumsum(0)[:cells] > 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import expanded
@@ -80,3 +81,15 @@ def by_frame(blocks: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
     for block in blocks:
         for step in torch.unique(block.cell[:, 0]).tolist():
             yield block.take(block.cell[:, 0] == step)
+
+
+def priority_of(rows: TokenBatch) -> Tensor:
+    """Priority float64 [K] in (0, 1) by score, else by mass: low ones are given up last."""
+    score = torch.where(torch.isnan(rows.score), rows.mass, rows.score)
+    order = torch.argsort(torch.argsort(score, descending=True, stable=True))
+    return spread(order)
+
+
+def spread(order: Tensor) -> Tensor:
+    """Ranks [K] as priorities float64 in (0, 1), comparable whatever K."""
+    return (order.double() + 0.5) / max(1, len(order))

@@ -17,6 +17,8 @@ from tokpipe.decide._stream import (
     by_frame,
     is_stream,
     meets_budget,
+    priority_of,
+    spread,
     through_all,
     through_stream,
     together,
@@ -97,15 +99,12 @@ class VideoSide:
         if self._state is None:
             assert self._made is not None  # noqa: S101 - settle comes first
             made = self._made.sorted()
-            score = torch.where(torch.isnan(made.score), made.mass, made.score)
-            order = torch.argsort(torch.argsort(score, descending=True, stable=True))
-        else:
-            parts = list(through_stream(self._scored(), self.final, self._state))
-            made = TokenBatch.cat(parts).sorted() if parts else self._empty()
-            if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
-                made = made.reduce(pooled).sorted()
-            order = self.final.order(self._state, made)
-        return made, (order.double() + 0.5) / max(1, len(made))
+            return made, priority_of(made)
+        parts = list(through_stream(self._scored(), self.final, self._state))
+        made = TokenBatch.cat(parts).sorted() if parts else self._empty()
+        if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
+            made = made.reduce(pooled).sorted()
+        return made, spread(self.final.order(self._state, made))
 
     def _scored(self) -> Iterator[TokenBatch]:
         return through_all(self._blocks(self.first, self.last), self.scorers)

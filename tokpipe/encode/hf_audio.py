@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from tokpipe.device import settle
-from tokpipe.encode._hf.load import config_source, read_config
+from tokpipe.encode._hf.load import find_family
 from tokpipe.encode._weights import check_digest
-from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from tokpipe.encode._sound.tower import Sound
@@ -122,14 +120,5 @@ def family_of(settings: HfAudio) -> Sound:
     Raises:
         ModelError: Its ``model_type`` is none of ``FAMILIES``.
     """
-    config = read_config(*config_source(settings))
-    kind = str(getattr(config, "model_type", ""))
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"hf-audio cannot use `{settings.model}`: its kind `{kind}` has no sound front end "
-            "here",
-            hint="kinds that work: " + ", ".join(sorted(FAMILIES)),
-        )
-    module, _, name = FAMILIES[kind].partition(":")
-    made: Sound = getattr(import_module(module), name)(config, settings)
+    made: Sound = find_family(settings, FAMILIES, "hf-audio", "sound")
     return made

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from tokpipe.device import settle
-from tokpipe.encode._hf.load import config_source, read_config
+from tokpipe.encode._hf.load import config_source, find_family, read_config
 from tokpipe.encode._weights import check_digest
 from tokpipe.errors import ModelError
 
@@ -169,22 +168,14 @@ def family_of(settings: HfVision) -> Family:
     Raises:
         ModelError: Its ``model_type`` is none of ``FAMILIES``, or it takes no crops.
     """
-    config = read_config(*config_source(settings))
-    kind = str(getattr(config, "model_type", ""))
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"hf-vision cannot use `{settings.model}`: its kind `{kind}` has no vision front end "
-            "here",
-            hint="kinds that work: " + ", ".join(sorted(FAMILIES)),
-        )
-    if settings.tiles and kind not in TILED:
+    kind = str(getattr(read_config(*config_source(settings)), "model_type", ""))
+    if settings.tiles and kind in FAMILIES and kind not in TILED:
         raise ModelError(
             f"`{settings.model}` takes no crops of a picture",
             hint="set tiles to false; kinds whose images are not frames: "
             + ", ".join(sorted(TILED)),
         )
-    module, _, name = FAMILIES[kind].partition(":")
-    made: Family = getattr(import_module(module), name)(config, settings)
+    made: Family = find_family(settings, FAMILIES, "hf-vision", "vision")
     return made
 
 

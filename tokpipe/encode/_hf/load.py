@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeVar
@@ -92,6 +93,28 @@ def config_source(settings: Settings) -> tuple[str, str]:
     if settings.weights not in ("", RANDOM) and (folder / "config.json").is_file():
         return str(folder), ""
     return settings.model, settings.revision
+
+
+def find_family(settings: Settings, families: Mapping[str, str], encoder: str, what: str) -> Any:
+    """The class for a model's kind, made of its configuration and the operator's parameters.
+
+    Args:
+        families: ``module:Class`` by ``model_type``.
+        encoder, what: Name of the operator, and what it looks for, for messages.
+
+    Raises:
+        ModelError: The kind is none of ``families``.
+    """
+    config = read_config(*config_source(settings))
+    kind = str(getattr(config, "model_type", ""))
+    if kind not in families:
+        raise ModelError(
+            f"{encoder} cannot use `{settings.model}`: its kind `{kind}` has no {what} front end "
+            "here",
+            hint="kinds that work: " + ", ".join(sorted(families)),
+        )
+    module, _, name = families[kind].partition(":")
+    return getattr(import_module(module), name)(config, settings)
 
 
 @lru_cache(maxsize=32)
