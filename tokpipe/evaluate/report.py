@@ -5,7 +5,7 @@ Letters: T dense frames, K pictures, C cells of a frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -142,3 +142,49 @@ class EvalReport:
         rows = [row.to_dict() for row in self.rows]
         named = {name: getattr(self, name) for name in type(self).__slots__}
         return {**named, "rows": rows, "seconds": dict(self.seconds)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """Means of one way at one budget over several files.
+
+    Attributes:
+        files: Files it was measured on.
+        coverage, gap_closed, ssim: Means over those files that have the number.
+    """
+
+    way: str
+    kind: Kind
+    budget: str
+    features: str
+    files: int
+    coverage: float
+    gap_closed: float | None
+    ssim: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def averages(reports: Sequence[EvalReport]) -> list[Average]:
+    """Means over files, by budget, way and features, in the order they first appear."""
+    groups: dict[tuple[str, Kind, str, str], list[Row]] = {}
+    for report in reports:
+        for row in report.rows:
+            for features in report.features:
+                groups.setdefault((row.budget, row.kind, row.way, features), []).append(row)
+    return [
+        Average(
+            way=way, kind=kind, budget=budget, features=features, files=len(rows),
+            coverage=sum(row.coverage[features].mean for row in rows) / len(rows),
+            gap_closed=_mean(row.gap_closed[features] for row in rows),
+            ssim=_mean(row.legibility.mean for row in rows if row.legibility is not None),
+        )
+        for (budget, kind, way, features), rows in groups.items()
+    ]  # fmt: skip
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -29,7 +29,7 @@ from tokpipe.ingest import Progress
 from tokpipe.job import Job, Options, prepare
 from tokpipe.recipe import Recipe
 from tokpipe.run import SUFFIX, compress_file
-from tokpipe.spec import MediaInfo
+from tokpipe.spec import MediaInfo, StepSpec
 
 
 def evaluate_file(
@@ -37,7 +37,7 @@ def evaluate_file(
     recipes: Sequence[str | Recipe] = ("auto",),
     budgets: Sequence[str] | None = None,
     *,
-    encoders: Sequence[str | Embedder] = (),
+    encoders: Sequence[str | StepSpec | Embedder] = (),
     storyboards: Sequence[str | Path] = (),
     note: Mapping[str, Any] | None = None,
     fps: float = 2.0,
@@ -96,7 +96,9 @@ def picture_job(recipe: str | Recipe, options: Options) -> Job:
     return job
 
 
-def load_embedders(encoders: Sequence[str | Embedder], options: Options) -> list[Embedder]:
+def load_embedders(
+    encoders: Sequence[str | StepSpec | Embedder], options: Options
+) -> list[Embedder]:
     """The built-in descriptors, and a loaded tower for each encoder named.
 
     Raises:
@@ -105,8 +107,10 @@ def load_embedders(encoders: Sequence[str | Embedder], options: Options) -> list
     """
     made: list[Embedder] = [Descriptors()]
     for one in encoders:
-        if isinstance(one, str):
-            made.append(Neural(encoder_step(one), options.running(), one))
+        if isinstance(one, str | StepSpec):
+            step = encoder_step(one) if isinstance(one, str) else one
+            label = one if isinstance(one, str) else str(step.params.get("model", step.use))
+            made.append(Neural(step, options.running(), label))
         elif one.name != made[0].name:
             made.append(one)
     return made
