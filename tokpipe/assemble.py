@@ -303,6 +303,7 @@ def describe_run(
         **meta["reader"],
         "damaged": meta["damaged"], "frames": meta["decoded"],
         "sampled": meta["steps"], "normalised": [code for code, _ in _notes(info, bank)],
+        **({"whole": meta["whole"]} if meta.get("whole") else {}),
     }  # fmt: skip
     out["tokpipe.warnings"] = list(warnings)
     for name, made in chains.items():

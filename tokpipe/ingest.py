@@ -22,6 +22,8 @@ from tokpipe.cache.bank import Bank, BankWriter, bank_root
 from tokpipe.chain import Chain
 from tokpipe.decode import open_source
 from tokpipe.decode._backends import backend_key
+from tokpipe.decode._groups import Unsafe
+from tokpipe.decode._wanted import Effort
 from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
@@ -31,7 +33,7 @@ from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
-_LAYOUT = 3
+_LAYOUT = 4
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -42,7 +44,8 @@ class Ingested:
     Attributes:
         reused: It was there already.
         key: Digest it is found by, None where it lives only as long as the run.
-        seconds: Wall time of decoding (with sampling and resizing) and of encoding.
+        seconds: Wall time of choosing pictures, of decoding (with sampling and resizing) and of
+            encoding.
     """
 
     bank: Bank
@@ -54,7 +57,8 @@ class Ingested:
 def ingest(
     path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep: bool = True,
     strict: bool = False, decoder: str = "pyav", device: str = "cpu", batch_size: int = 16,
-    depth: int = 2, progress: Progress | None = None,
+    depth: int = 2, progress: Progress | None = None, effort: Effort = "balanced",
+    threads: int | None = 1,
 ) -> Ingested:  # fmt: skip
     """Find the bank entry of a file, or make it.
 
@@ -65,30 +69,66 @@ def ingest(
         batch_size: Frames handed over together; results do not depend on it.
         depth: Batches the decoder may run ahead.
         progress: Called with stage, media seconds done and in all.
+        effort: How much of the pictures is decoded, as ``Options`` says.
+        threads: Groups of pictures decoded at once, None: a core each, at most 8; results do not
+            depend on it.
     """
     root = bank_root()
-    key = bank_key(info, chains, strict, decoder, device)
+    key = bank_key(info, chains, strict, decoder, device, effort)
     if keep and (bank := Bank.find(key, root)) is not None:
-        return Ingested(bank, True, key, {"decode": 0.0, "encode": 0.0})
-    writer = BankWriter(key if keep else None, root)
-    with writer:
-        source = partial(open_source, path, strict=strict, decoder=decoder, device=device)
-        reader = backend_key(decoder, device)
-        run = _Run(source, reader, info, chains, writer, batch_size, progress)
-        meta = run.fill(depth)
-        bank = writer.commit(meta)
-    return Ingested(bank, False, key if keep else None, run.seconds)
+        return Ingested(bank, True, key, {"scout": 0.0, "decode": 0.0, "encode": 0.0})
+    opened = partial(
+        open_source, path, strict=strict, decoder=decoder, device=device, effort=effort,
+        fps=sampler_rate(chains), threads=threads,
+    )  # fmt: skip
+    reader = {**backend_key(decoder, device), "effort": effort}
+    progress = None if progress is None else _Forward(progress)
+    lost: _Run | None = None
+    while True:
+        with BankWriter(key if keep else None, root) as writer:
+            run = _Run(opened, reader, info, chains, writer, batch_size, progress)
+            try:
+                meta = run.fill(depth)
+            except Unsafe as why:
+                # What came of reading in part goes with its writer.
+                opened, lost = partial(opened, whole=str(why)), run
+                continue
+            if lost is not None:
+                text = f"all pictures were decoded, because of: {run.source.whole}"
+                meta["notes"].append(["scout-sequential", text])
+            bank = writer.commit(meta)
+        if lost is not None:
+            run.seconds = {name: run.seconds[name] + lost.seconds[name] for name in run.seconds}
+        return Ingested(bank, False, key if keep else None, run.seconds)
+
+
+def sampler_rate(chains: dict[str, Chain]) -> float | None:
+    """Ticks a second of the sampler on a time grid, None where any picture may be chosen."""
+    sampler = chains["video"].sampler if "video" in chains else None
+    return getattr(sampler, "fps", None)
+
+
+class _Forward:
+    """Progress that never steps back, also where a file is begun again."""
+
+    def __init__(self, told: Progress) -> None:
+        self.told, self.at = told, -1.0
+
+    def __call__(self, stage: str, at: float, total: float | None) -> None:
+        if at >= self.at:
+            self.at = at
+            self.told(stage, at, total)
 
 
 def bank_key(
     info: MediaInfo, chains: dict[str, Chain], strict: bool, decoder: str = "pyav",
-    device: str = "cpu",
+    device: str = "cpu", effort: Effort = "balanced",
 ) -> str:  # fmt: skip
     """Digest chain of everything the entry depends on."""
     import PIL
 
     policy = {
-        **backend_key(decoder, device), "pillow": PIL.__version__,
+        **backend_key(decoder, device), "effort": effort, "pillow": PIL.__version__,
         "torch": torch.__version__,
         "video": info.video.index if info.video else None,
         "audio": info.audio.index if info.audio else None, "strict": strict,
@@ -120,7 +160,7 @@ class _Run:
         self.samples = 0
         self.cells = 0
         self.steps = 0
-        self.seconds = {"decode": 0.0, "encode": 0.0}
+        self.seconds = {"scout": 0.0, "decode": 0.0, "encode": 0.0}
 
     def fill(self, depth: int) -> dict[str, Any]:
         with closing(prefetch(self._decoded(), depth)) as items:
@@ -129,13 +169,15 @@ class _Run:
                 if isinstance(item, AudioChunk):
                     self._sound(item)
                 else:
-                    self._frames(item)
+                    self._frames(*item)
                 self.seconds["encode"] += time.perf_counter() - began
         if self.mel is not None:
             self._mel_tokens(self.mel.finish())
+        self.seconds["scout"] = getattr(self.source, "seconds", 0.0)
+        self.seconds["decode"] = max(0.0, self.seconds["decode"] - self.seconds["scout"])
         return self._meta()
 
-    def _decoded(self) -> Iterator[FrameBatch | AudioChunk]:
+    def _decoded(self) -> Iterator[tuple[FrameBatch, list[Any]] | AudioChunk]:
         """Runs in the decoder's thread: batches at the grid's size, audio in between."""
         began = time.perf_counter()
         held: list[Any] = []
@@ -160,7 +202,8 @@ class _Run:
         self.seconds["decode"] += time.perf_counter() - began
         yield item
 
-    def _frames(self, batch: FrameBatch) -> None:
+    def _frames(self, batch: FrameBatch, pictures: list[Any]) -> None:
+        """Store a batch; ``pictures`` are the decoded ones it was made from."""
         assert self.video is not None  # noqa: S101 - frames come only with a video chain
         data = self.video.encoder.encode(batch).data.numpy().reshape(len(batch), -1, DIM)
         self.writer.append("descriptors", data.astype("<f2"))
@@ -205,7 +248,7 @@ class _Run:
             "columns": sorted(type(self.audio.encoder).extras) if self.audio else [],
             "maxima": [float(m) for m in mel.window_maxima] if mel is not None else [],
             "reader": self.reader,
-            "decoded": report.frames, "damaged": report.damaged,
+            "whole": self.source.whole, "decoded": report.frames, "damaged": report.damaged,
             "video_end": report.video_end, "audio_end": report.audio_end,
             "notes": [list(note) for note in report.notes],
         }  # fmt: skip
@@ -216,11 +259,13 @@ def _whole(events: Iterator[Any]) -> Iterator[Any]:
     return (event for event in events if not getattr(event, "corrupt", False))
 
 
-def _batch(held: list[Any]) -> FrameBatch:
+def _batch(held: list[Any]) -> tuple[FrameBatch, list[Any]]:
+    """Pictures at the grid's size, and the decoded ones they were made from."""
     pictures = [picture for picture, _ in held]
-    return FrameBatch(
+    batch = FrameBatch(
         pixels=torch.from_numpy(np.stack([pixels for _, pixels in held])),
         pts=torch.tensor([p.pts for p in pictures], dtype=torch.float64),
         duration=torch.tensor([p.duration for p in pictures], dtype=torch.float64),
         index=torch.tensor([p.index for p in pictures], dtype=torch.int64),
     )
+    return batch, pictures

@@ -18,7 +18,8 @@ from tokpipe.towers import Running
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Context = Literal["frame", "kept"]
-Decoder = Literal["pyav", "torchcodec"]
+Effort = Literal["fast", "balanced", "thorough"]
+Decoder = Literal["pyav", "torchcodec", "decord"]
 DEFAULT_BUDGET = "2048"
 DEFAULT_RECIPE = "auto"
 
@@ -36,6 +37,11 @@ class Options:
         query: What the user asks, for rules that need it; takes an encoder with a text tower.
         decoder: Reader of the pictures: ``pyav``, the reference, or ``torchcodec`` for plain files,
             which decodes on ``device``.
+        effort: How much of the pictures ``pyav`` decodes. fast: key pictures, and changes that the
+            packets show; balanced: also pictures between, as many as the packets' bytes deserve;
+            thorough: all, each compared with the one before.
+        threads: Groups of pictures decoded at once, None: a core each, at most 8. Results do not
+            depend on it.
         precision: What towers compute in: float32, bfloat16, float16; auto: float32 on the CPU,
             else bfloat16. Features are stored in it.
         context: ``frame`` encodes whole pictures, ``kept`` only their live tokens.
@@ -59,6 +65,8 @@ class Options:
     prefetch: int = 2
     query: str | None = None
     decoder: Decoder = "pyav"
+    effort: Effort = "balanced"
+    threads: int | None = None
     precision: Precision = "auto"
     context: Context = "frame"
     compiled: bool = False
@@ -99,7 +107,7 @@ class Job:
             "layout": o.layout, "audio_share": o.audio_share,
             "audio_codec": o.audio_codec, "pool": o.pool, "video_stream": o.video_stream,
             "audio_stream": o.audio_stream, "strict": o.strict,
-            **({} if o.decoder == "pyav" else {"decoder": o.decoder}),
+            **({"effort": o.effort} if o.decoder == "pyav" else {"decoder": o.decoder}),
         }  # fmt: skip
 
 
@@ -121,6 +129,7 @@ def prepare(recipe: str | Recipe = DEFAULT_RECIPE, options: Options | None = Non
     pick_device(options.device)
     for option, value, allowed in (("precision", options.precision, get_args(Precision)),
                                    ("context", options.context, get_args(Context)),
+                                   ("effort", options.effort, get_args(Effort)),
                                    ("decoder", options.decoder, get_args(Decoder))):  # fmt: skip
         if value not in allowed:
             listed = ", ".join(allowed)

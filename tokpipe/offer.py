@@ -16,8 +16,9 @@ from tokpipe.budget import WINDOW, Budget
 from tokpipe.cache.bank import Bank, bank_root
 from tokpipe.chain import Chain, counts_itself
 from tokpipe.decide import candidates, each_picture, is_stream
+from tokpipe.decode._wanted import Effort
 from tokpipe.decode.scout import PacketScan, frames_of, scan_packets
-from tokpipe.ingest import bank_key
+from tokpipe.ingest import bank_key, sampler_rate
 from tokpipe.spec import MediaInfo
 
 #: Seconds of one sound cell.
@@ -85,11 +86,13 @@ class Offer:
 
 def find_offer(
     path: Path, info: MediaInfo, chains: dict[str, Chain], *, keep_bank: bool, strict: bool,
-    decoder: str = "pyav", device: str = "cpu",
+    decoder: str = "pyav", device: str = "cpu", effort: Effort = "balanced",
 ) -> Offer:  # fmt: skip
     """Look into the bank, else at the packets with the recipe's own sampler."""
-    key = bank_key(info, chains, strict, decoder, device) if keep_bank else None
-    return _of_towers(_of_signal(path, info, chains, key), info, chains)
+    key = bank_key(info, chains, strict, decoder, device, effort) if keep_bank else None
+    # What torchcodec or a strict reader shows is all there is.
+    chosen = None if strict or decoder != "pyav" else effort
+    return _of_towers(_of_signal(path, info, chains, key, chosen), info, chains)
 
 
 def _of_towers(offer: Offer, info: MediaInfo, chains: dict[str, Chain]) -> Offer:
@@ -114,7 +117,9 @@ def tower_tokens(chain: Chain, info: MediaInfo) -> int:
     return each_picture(places, (grid.rows, grid.cols))
 
 
-def _of_signal(path: Path, info: MediaInfo, chains: dict[str, Chain], key: str | None) -> Offer:
+def _of_signal(
+    path: Path, info: MediaInfo, chains: dict[str, Chain], key: str | None, effort: Effort | None
+) -> Offer:
     bank = None if key is None else Bank.find(key, bank_root())
     if bank is not None:
         with closing(bank):
@@ -124,13 +129,16 @@ def _of_signal(path: Path, info: MediaInfo, chains: dict[str, Chain], key: str |
                 pts=bank.frames()["pts"].copy(), cells=rows * cols, sound=candidates(bank)[1],
                 end=end, least_end=end, exact_video=True, exact_audio=True, banked=True,
             )  # fmt: skip
-    scan = scan_packets(path, info)
+    rate = sampler_rate(chains)
+    scan = scan_packets(path, info, None if rate is None else effort, rate or 0.0)
+    # Changes that only decoded pictures show come besides.
+    looks = effort == "thorough" and rate is not None and "video" in chains
     hears = "audio" in chains and scan.audio_end > 0
     sound = math.ceil(scan.audio_end / SOUND_CELL) + _TAIL if hears else 0
     pts, cells = _sampled(scan, info, chains)
     offer = Offer(
         pts=pts, cells=cells, sound=sound, end=scan.video_end, least_end=scan.video_end,
-        exact_video=scan.failures == 0, exact_audio=sound == 0,
+        exact_video=scan.failures == 0 and not looks, exact_audio=sound == 0,
     )  # fmt: skip
     if sound:
         offer.end = max(scan.video_end, sound * SOUND_CELL)

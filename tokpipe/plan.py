@@ -138,6 +138,7 @@ class _Planner:
             strict=o.strict,
             decoder=o.decoder,
             device=str(pick_device(o.device)),
+            effort=o.effort,
         )
 
     def plan(self) -> Plan:

@@ -160,6 +160,7 @@ class _Item:
             self.path, info, chains, keep=o.keep_bank, strict=o.strict,
             decoder=o.decoder, device=str(pick_device(o.device)),
             batch_size=o.batch_size, depth=o.prefetch, progress=self.progress,
+            effort=o.effort, threads=o.threads,
         )  # fmt: skip
         try:
             self._compress(info, chains, found)

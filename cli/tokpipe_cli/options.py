@@ -36,6 +36,14 @@ Decoder = Annotated[
         help="pyav (the reference), or torchcodec for plain files: on the --device.",
     ),
 ]  # fmt: skip
+Effort = Annotated[
+    str,
+    typer.Option(
+        metavar="EFFORT", rich_help_panel=_INPUT,
+        help="How many pictures are decoded: fast (keys and changes), balanced (as many as the "
+        "packets deserve) or thorough (all, each looked at).",
+    ),
+]  # fmt: skip
 Strict = Annotated[
     bool,
     typer.Option(
@@ -210,6 +218,14 @@ Pool = Annotated[
     typer.Option(
         min=1, metavar="TOKENS", rich_help_panel=_RUN, show_default="max(16 x budget, 16384)",
         help="Most candidates a step that looks at the whole video sees at once.",
+    ),
+]  # fmt: skip
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", rich_help_panel=_RUN,
+        show_default="one a core, at most 8; 1 with --workers",
+        help="Groups of pictures decoded at once.",
     ),
 ]  # fmt: skip
 BatchSize = Annotated[

@@ -97,7 +97,7 @@ _PLAIN = frozenset(
     (
         *("video_stream", "audio_stream", "strict", "full_hash", "decoder", "layout"),
         *("audio_share", "audio_codec", "force", "device", "pool", "batch_size", "prefetch"),
-        *("query", "precision", "context", "encode_batch"),
+        *("query", "precision", "context", "encode_batch", "effort", "threads"),
     )
 )
 
@@ -115,6 +115,9 @@ def request_from(given: Mapping[str, Any]) -> Request:
 def options_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of ``Options`` a command was given."""
     plain = {name: value for name, value in given.items() if name in _PLAIN}
+    if given.get("workers", 1) > 1 and plain.get("threads") is None:
+        # The workers share the cores already.
+        plain["threads"] = 1
     return {
         **plain, "keep_bank": not given["no_bank"], "compiled": bool(given.get("compile_", False))
     }  # fmt: skip

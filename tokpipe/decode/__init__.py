@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokpipe.decode.pyav import MediaSource
@@ -19,11 +19,12 @@ def open_source(
     strict: bool = False,
     decoder: str = "pyav",
     device: str = "cpu",
+    **sparse: Any,
 ) -> MediaSource:
     """Open a probed file with a reader of choice. See :mod:`tokpipe.decode._backends`."""
     from tokpipe.decode._backends import open_source as run
 
-    return run(path, info, strict=strict, decoder=decoder, device=device)
+    return run(path, info, strict=strict, decoder=decoder, device=device, **sparse)
 
 
 def probe(path: str | Path, *, video_stream: str = "auto", audio_stream: str = "auto") -> MediaInfo:

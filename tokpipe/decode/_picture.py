@@ -39,6 +39,7 @@ class DecodedPicture:
         corrupt: The decoder flagged this very frame.
         rotation: Quarter turns counter-clockwise that make it upright.
         transfer: ``pq`` or ``hlg`` frames are tone-mapped to BT.709.
+        marked: It shows a change, and is worth keeping between a sampler's ticks.
     """
 
     frame: av.VideoFrame
@@ -50,6 +51,7 @@ class DecodedPicture:
     corrupt: bool = False
     rotation: int = 0
     transfer: str = "unspecified"
+    marked: bool = False
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
         """uint8 [height, width, 3], upright and resized by AREA.

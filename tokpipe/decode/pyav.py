@@ -74,6 +74,7 @@ class MediaSource:
     Attributes:
         info: What the header says.
         report: Filled while reading.
+        whole: Why it is read from end to end where less was asked for.
     """
 
     def __init__(self, path: Path, info: MediaInfo, *, strict: bool = False) -> None:
@@ -82,6 +83,7 @@ class MediaSource:
         self.info = info
         self.strict = strict
         self.report = DecodeReport()
+        self.whole: str | None = None
 
     def read(self) -> Iterator[Picture | AudioChunk]:
         """Pictures in presentation order and audio blocks, as the file interleaves them.

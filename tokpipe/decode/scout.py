@@ -1,6 +1,7 @@
 """What a file will show, from its packets alone: times, spans and sizes without decoding.
 
-``plan`` runs a recipe's own sampler over these light frames and so knows the very count of a run.
+``plan`` runs a recipe's own sampler over these light frames and so knows the very count of a run:
+over all of them, or over those that the reader will decode.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokpipe.decode._demux import frame_step, lacks_pts, open_timeline, read_packets
+from tokpipe.decode._groups import Group, GroupCollector, Unsafe
 from tokpipe.decode._probe import open_container
+from tokpipe.decode._wanted import Chooser, Effort, reads_whole
 from tokpipe.spec import MediaInfo
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ class PacketScan:
         size: int64 [T], bytes.
         audio_end: Seconds where the last audio packet ends, 0 without audio.
         failures: Reads that failed.
+        wanted: Of each picture, whether a reader of this effort decodes it: 0 no, 1 yes, 2 it shows
+            a change; uint8 [T], None where all are decoded.
+        whole: Why all are decoded, where an effort was asked for.
     """
 
     pts: NDArray[np.float64]
@@ -43,6 +49,8 @@ class PacketScan:
     size: NDArray[np.int64]
     audio_end: float = 0.0
     failures: int = 0
+    wanted: NDArray[np.uint8] | None = None
+    whole: str | None = None
 
     @property
     def video_end(self) -> float:
@@ -61,21 +69,27 @@ class ScannedFrame:
     Attributes:
         pts, duration: Seconds.
         index: Rank in presentation order.
+        marked: It shows a change.
     """
 
     pts: float
     duration: float
     index: int
+    marked: bool = False
     usable: bool = True
     corrupt: bool = False
 
 
-def scan_packets(path: Path, info: MediaInfo) -> PacketScan:
+def scan_packets(
+    path: Path, info: MediaInfo, effort: Effort | None = None, fps: float = 2.0
+) -> PacketScan:
     """Read every packet header of the chosen streams; damaged reads are counted and passed over.
 
     Args:
         path: The file.
         info: As :func:`tokpipe.decode.probe` described it.
+        effort: Also find what a reader of this effort would decode; None looks at times only.
+        fps: Ticks a second of the sampler that chooses from it.
 
     Raises:
         MediaNotFound, UnsupportedMedia: As they say.
@@ -85,9 +99,12 @@ def scan_packets(path: Path, info: MediaInfo) -> PacketScan:
         timeline = open_timeline(box, info)
         video = _VideoPackets(box, info, timeline) if info.video is not None else None
         audio = box.streams[info.audio.index] if info.audio is not None else None
+        chosen = None if effort is None else _Chosen(box, info, effort, fps)
         clock = timeline.stream(audio.time_base) if audio is not None else None
         streams = [s for s in (video and video.stream, audio) if s is not None]
         for packet in read_packets(box, streams, failures.append):
+            if chosen is not None and video is not None and packet.stream_index == video.index:
+                chosen.push(packet)
             if packet.is_discard:
                 continue
             if video is not None and packet.stream_index == video.index:
@@ -100,17 +117,68 @@ def scan_packets(path: Path, info: MediaInfo) -> PacketScan:
         return PacketScan(none, none, none > 0, np.empty(0, np.int64), end, len(failures))
     # By time; of packets with one time the first, as the reader shows it.
     pts, order = np.unique(np.array(video.pts), return_index=True)
+    whole = None if chosen is None else chosen.finish(failures, timeline.resets)
+    wanted = None if chosen is None or whole is not None else chosen.wanted(pts)
     return PacketScan(
         pts=pts, duration=np.array(video.duration)[order],
         key=np.array(video.key, dtype=np.bool_)[order], size=np.array(video.size)[order],
-        audio_end=end, failures=len(failures),
+        audio_end=end, failures=len(failures), wanted=wanted, whole=whole,
     )  # fmt: skip
 
 
 def frames_of(scan: PacketScan) -> Iterator[ScannedFrame]:
-    """Light frames for a sampler, in presentation order."""
-    for index, (pts, duration) in enumerate(zip(scan.pts, scan.duration, strict=True)):
-        yield ScannedFrame(float(pts), float(duration), index)
+    """Light frames for a sampler, in presentation order: of the pictures that are decoded."""
+    wanted = scan.wanted
+    for index in range(len(scan)) if wanted is None else np.flatnonzero(wanted).tolist():
+        marked = wanted is not None and int(wanted[index]) > 1
+        yield ScannedFrame(float(scan.pts[index]), float(scan.duration[index]), index, marked)
+
+
+class _Chosen:
+    """Follows the reader's choice, as long as it can be followed.
+
+    The timeline is its own: the choice stops where timestamps restart, and the times go on.
+    """
+
+    def __init__(self, box: Any, info: MediaInfo, effort: Effort, fps: float) -> None:
+        self.timeline = open_timeline(box, info)
+        self.chooser = Chooser(effort, fps, self.timeline)
+        self.pts, self.mark = array("d"), array("b")
+        self.collector: GroupCollector | None = None
+        self.whole = reads_whole(info)
+        if self.whole is None:
+            try:
+                self.collector = GroupCollector(box, info, self.timeline, keep=False)
+            except Unsafe as why:
+                self.whole = str(why)
+
+    def push(self, packet: Any) -> None:
+        if self.collector is not None:
+            try:
+                self._note(self.collector.push(packet))
+            except Unsafe as why:
+                self.collector, self.whole = None, str(why)
+
+    def finish(self, failures: list[str], resets: int) -> str | None:
+        """Why all is read, None where only some is."""
+        if self.collector is not None:
+            self._note(self.collector.finish())
+        restarted = "timestamps restart" if resets else None
+        return self.whole or (failures[0] if failures else restarted)
+
+    def wanted(self, pts: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The choice as a column beside the times of all pictures."""
+        out = np.zeros(len(pts), dtype=np.uint8)
+        out[np.searchsorted(pts, np.array(self.pts))] = 1 + np.array(self.mark, dtype=np.uint8)
+        return out
+
+    def _note(self, group: Group | None) -> None:
+        if group is None:
+            return
+        wanted = self.chooser.choose(group)
+        for i, marked in zip(wanted.places, wanted.marked, strict=True):
+            self.pts.append(self.timeline.seconds(group.t[i]))
+            self.mark.append(marked)
 
 
 class _VideoPackets:

@@ -16,13 +16,17 @@ from pydantic import Field
 
 from tokpipe.spec import MediaInfo
 
+#: Seconds between two marked frames.
+_APART = 0.125
+
 
 @dataclass(frozen=True, slots=True)
 class Fps:
     """Sampler on a time grid that starts at the first frame.
 
     A frame the decoder flagged as corrupt is never chosen; one that may depend on damage is
-    chosen only where nothing else is on screen within a tick.
+    chosen only where nothing else is on screen within a tick. One that is ``marked`` shows a
+    change: it is chosen where it is, also between ticks, but at most 8 of them a second.
 
     Attributes:
         fps: Ticks a second.
@@ -31,14 +35,14 @@ class Fps:
     source: ClassVar[str] = "tokpipe; Wang et al., Qwen2-VL, arXiv:2409.12191, section 2.1"
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     fps: Annotated[float, Field(gt=0, le=240)] = 2.0
 
     def sample(self, frames: Iterable[Any]) -> Iterator[Any]:
         """Yield the chosen frames in order; items without ``usable`` (audio) pass in place."""
         origin: float | None = None
-        tick = 0
+        tick, free = 0, -math.inf
         sound: Any = None
         doubtful: Any = None
         for frame in frames:
@@ -54,7 +58,12 @@ class Fps:
                     yield chosen
                     sound = doubtful = None
                 tick = due
-            if frame.usable:
+            if frame.usable and getattr(frame, "marked", False) and frame.pts >= free:
+                yield frame
+                # It is on screen at the next tick too, and not chosen twice.
+                sound = doubtful = None
+                free = frame.pts + _APART
+            elif frame.usable:
                 sound = frame
             else:
                 doubtful = frame
@@ -75,7 +84,7 @@ class Fps:
         return bool(tick / self.fps + origin < stop - 1e-9)
 
     def count(self, info: MediaInfo) -> int | None:
-        """Ticks the video's duration holds, and never more than its frames."""
+        """Ticks the video's duration holds, and never more than its frames; marks come besides."""
         if info.video is None:
             return 0
         start = max(0.0, (info.video.start or 0.0) - info.zero)

@@ -30,6 +30,7 @@ def plan(
     audio_stream: o.AudioStream = "auto",
     strict: o.Strict = False,
     decoder: o.Decoder = "pyav",
+    effort: o.Effort = "balanced",
     full_hash: o.FullHash = False,
     budget: o.BudgetText = None,
     ratio: o.Ratio = None,

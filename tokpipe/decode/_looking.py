@@ -1,0 +1,76 @@
+"""Changes seen in decoded pictures: small ones compared with the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from tokpipe.decode._picture import DecodedPicture
+from tokpipe.decode.pyav import MediaSource
+from tokpipe.protocols import Picture
+from tokpipe.tensors import AudioChunk
+
+#: Size at which pictures are compared: two cells of 32 x 18 hold a word on a slide.
+_WIDE, _HIGH = 32, 18
+#: Grey levels by which some cell must differ, and how many times what it has differed lately.
+_LEVELS, _ABOVE = 6.0, 3.0
+#: Differences remembered, and seconds between two changes that are told apart.
+_LATELY, _APART = 24, 0.125
+
+
+class Looker:
+    """Tells which pictures of a group differ abruptly from the one before.
+
+    The measure is the mean of the 16 greatest cell differences, in grey levels, so that a line of
+    text counts as much as a whole new slide; the threshold follows what was usual lately.
+    """
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.small = VideoReformatter()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was seen: a new group starts, perhaps far from the last one."""
+        self.before: NDArray[np.int16] | None = None
+        self.lately: list[float] = []
+        self.told = -1.0
+
+    def differs(self, frame: Any, at: float) -> bool:
+        """Whether the picture at this second shows an abrupt change; they come in order."""
+        grey: Any = self.small.reformat(
+            frame, width=_WIDE, height=_HIGH, format="gray", interpolation=Interpolation.AREA,
+            threads=1,
+        )  # fmt: skip
+        now = grey.to_ndarray().astype(np.int16)
+        before, self.before = self.before, now
+        if before is None:
+            return False
+        apart = np.abs(now - before).ravel()
+        change = float(np.partition(apart, -16)[-16:].mean())
+        usual = float(np.median(self.lately)) if self.lately else 0.0
+        self.lately = [*self.lately[-(_LATELY - 1) :], change]
+        if change <= max(_LEVELS, _ABOVE * usual) or at - self.told < _APART:
+            return False
+        self.told = at
+        return True
+
+
+class LookingSource(MediaSource):
+    """The reference reader, with pictures marked that differ abruptly from the one before."""
+
+    def read(self) -> Iterator[Picture | AudioChunk]:
+        """Pictures in presentation order and audio blocks.
+
+        Raises:
+            DecodeError: Nothing could be decoded, or damage under ``strict``.
+        """
+        looker = Looker()
+        for item in super().read():
+            if isinstance(item, DecodedPicture) and not item.corrupt:
+                item.marked = looker.differs(item.frame, item.pts)
+            yield item
