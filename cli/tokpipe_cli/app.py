@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from tokpipe_cli.boundary import Boundary
-from tokpipe_cli.commands import compress, dedup, doctor, encode, inspect_, ops, plan, probe, verify
+from tokpipe_cli.commands import (
+    bench,
+    compress,
+    dedup,
+    doctor,
+    encode,
+    eval_,
+    inspect_,
+    ops,
+    plan,
+    probe,
+    verify,
+)
 
 _EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe compress talk.mp4 --budget 2048\n\n"
@@ -28,9 +40,11 @@ app.command("compress", epilog=compress.EPILOG)(compress.compress)
 app.command("probe")(probe.probe)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("encode", epilog=encode.EPILOG)(encode.encode)
+app.add_typer(eval_.app, name="eval")
 app.command("inspect")(inspect_.inspect)
 app.command("verify")(verify.verify)
 app.command("dedup", epilog=dedup.EPILOG)(dedup.dedup)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
 app.add_typer(ops.app, name="ops")
 app.command("doctor")(doctor.doctor)
 
