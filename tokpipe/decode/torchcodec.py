@@ -14,20 +14,18 @@ fewer pictures are wanted than there are key pictures: it is made for GPUs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
+from tokpipe.decode._by_rank import WantedReader, not_strict, shrink
 from tokpipe.decode._ffmpeg_log import complaints
-from tokpipe.decode._plain import Shown, look, refusal
+from tokpipe.decode._plain import Reach, Shown, look
 from tokpipe.decode._timeline import Timeline
 from tokpipe.decode.pyav import MediaSource, StreamReader
 from tokpipe.device import out_of_memory
@@ -42,6 +40,15 @@ if TYPE_CHECKING:
 #: Seconds by which torchcodec's time of a picture, a float64, may differ from the packet's.
 _CLOSE = 1e-5
 _PYAV = "use --decoder pyav, which goes on past damage"
+#: What torchcodec reads rightly: on a GPU only what was compared with the reference there.
+CPU = Reach("torchcodec")
+GPU = Reach(
+    "torchcodec",
+    formats=frozenset({"yuv420p"}),
+    unchecked="is not checked on a GPU",
+    turned="turned pictures are not checked on a GPU",
+    hidden="its edit list is not checked on a GPU",
+)
 
 
 class TorchcodecSource(MediaSource):
@@ -65,12 +72,7 @@ class TorchcodecSource(MediaSource):
         Raises:
             ResourceError: Asked to be strict.
         """
-        if strict:
-            raise ResourceError(
-                "torchcodec does not tell of damage that its decoder conceals, so --strict "
-                "cannot be kept",
-                hint="use --decoder pyav with --strict",
-            )
+        not_strict("torchcodec", strict)
         super().__init__(path, info)
         self.device = device
         self._shown: Shown | None = None
@@ -85,73 +87,12 @@ class TorchcodecSource(MediaSource):
             DecodeError: Nothing could be decoded; and from a picture's ``rgb``, damage.
         """
         if self.info.video is not None:
-            self._shown = look(self.path, self.info, self.device.partition(":")[0])
+            self._shown = look(self.path, self.info, CPU if self.device == "cpu" else GPU)
         yield from super().read()
 
     def _pictures(self, box: Any, timeline: Timeline) -> StreamReader:
         assert self._shown is not None  # noqa: S101 - set by read where there is video
-        return _PictureReader(self, self._shown, box, timeline)
-
-
-class _PictureReader:
-    """Places packets as the reference does and hands out pictures once theirs went by."""
-
-    def __init__(self, source: TorchcodecSource, shown: Shown, box: Any, line: Timeline) -> None:
-        assert source.info.video is not None  # noqa: S101 - only made when there is one
-        stream = box.streams[source.info.video.index]
-        self.source, self.shown, self.line = source, shown, line
-        self.packets = line.stream(stream.time_base)
-        self.decoder = _Decoder(source, shown)
-        self.seen = self.given = 0
-
-    def push(self, packet: Any) -> Iterator[TorchcodecPicture]:
-        report = self.source.report
-        if packet.is_discard:
-            report.note("edit-list", "pictures outside the edit list are not shown")
-            return
-        span = (packet.duration or 0) * self.packets.tick
-        self.packets.place_packet(packet.pts, packet.dts, span)
-        self.seen += 1
-        if self.given < min(self.seen, len(self.shown.pts)):
-            yield self._next()
-
-    def finish(self) -> Iterator[TorchcodecPicture]:
-        while self.given < len(self.shown.pts):
-            yield self._next()
-
-    def _next(self) -> TorchcodecPicture:
-        i, report = self.given, self.source.report
-        self.given += 1
-        seconds = self.line.seconds
-        pts, duration = int(self.shown.pts[i]), int(self.shown.duration[i])
-        report.frames += 1
-        report.video_end = max(report.video_end, seconds(pts + duration))
-        return TorchcodecPicture(seconds(pts), seconds(duration), i, self.decoder)
-
-
-@dataclass(slots=True)
-class TorchcodecPicture:
-    """One picture that is decoded when its pixels are asked for.
-
-    Attributes:
-        pts, duration: Seconds on the media's clock.
-        index: Rank of the pts in the stream.
-    """
-
-    pts: float
-    duration: float
-    index: int
-    decoder: _Decoder
-    usable: bool = True
-    corrupt: bool = False
-
-    def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], upright and resized by AREA, on the device until then.
-
-        Raises:
-            DecodeError: The picture cannot be decoded, or another came out.
-        """
-        return area(self.decoder.picture(self.index, self.pts), width, height)
+        return WantedReader(self, self._shown, box, timeline, _Decoder(self, self._shown))
 
 
 class _Decoder:
@@ -163,13 +104,19 @@ class _Decoder:
         self.inner = _opened(self.path, self.video.index, source.device)
         if len(self.inner) != len(shown.pts):
             why = f"it counts {len(self.inner)} pictures where {len(shown.pts)} are shown"
-            raise refusal(self.path, why)
+            raise CPU.refusal(self.path, why)
         if source.device != "cpu":
             text = "damage inside pictures is not seen when a GPU decodes"
             source.report.note("damage-unseen", text)
         if source.device != "cpu" and bool(self.inner.cpu_fallback):
             text = f"the GPU does not decode {self.video.codec} of this kind; the CPU does"
             source.report.note("cpu-decode", text)
+
+    def rgb(self, index: int, pts: float, width: int, height: int) -> NDArray[np.uint8]:
+        return area(self.picture(index, pts), width, height)
+
+    def finish(self) -> None:
+        """Keep open: pictures may yet be asked for."""
 
     def picture(self, index: int, pts: float) -> Tensor:
         """uint8 [H, W, 3] on the device."""
@@ -201,7 +148,7 @@ class _Decoder:
             )
         data: Tensor = frame.data
         if tuple(data.shape[:2]) != (self.video.height, self.video.width):
-            raise refusal(self.path, f"the picture size changes at {pts:.3f} s")
+            raise CPU.refusal(self.path, f"the picture size changes at {pts:.3f} s")
         return data
 
 
@@ -253,7 +200,7 @@ def _opened(path: Path, stream: int, device: str) -> Any:
                 f"torchcodec cannot decode `{path.name}` on {device}: {text.rpartition(', ')[2]}",
                 hint="use --device cpu, or --decoder pyav",
             ) from error
-        raise refusal(path, "it cannot open it") from error
+        raise CPU.refusal(path, "it cannot open it") from error
 
 
 def area(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
@@ -263,13 +210,7 @@ def area(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
     rounding: every new pixel is the mean of the surface it covers, and linear where enlarged.
     """
     if picture.device.type == "cpu":
-        frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
-        out: Any = VideoReformatter().reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.AREA,
-            threads=1,
-        )  # fmt: skip
-        small: NDArray[np.uint8] = out.to_ndarray()
-        return small
+        return shrink(picture.numpy(), width, height)
     return area_by_matrices(picture, width, height)
 
 
