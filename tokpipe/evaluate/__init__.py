@@ -13,10 +13,14 @@ _HOME = {
     "EvalReport": "report",
     "Events": "report",
     "Legibility": "report",
+    "NeedleReport": "needles",
+    "NeedleRow": "needles",
     "Row": "report",
     "evaluate_file": "score",
+    "find_needles": "needles",
     "load_embedders": "score",
     "read_annotations": "score",
+    "write_plot": "plot",
 }
 __all__ = sorted(_HOME)
 

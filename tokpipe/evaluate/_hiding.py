@@ -173,7 +173,8 @@ class Hiding:
         found: dict[int, list[int]] = {}
         for a, b in pairwise(edges):
             number, first = slots[int(rng.integers(a, b))]
-            found.setdefault(number, []).append(first)
+            # Not on a grid of their own: even steps of a sampler must not fall in with it.
+            found.setdefault(number, []).append(first + int(rng.integers(MARGIN // 2 + 1)))
         return found
 
     def _join(

@@ -50,13 +50,13 @@ def write_plot(report: EvalReport, path: str | Path) -> Path:
     # The same report gives the same bytes: no date, and names that do not depend on the run.
     with mpl.rc_context({"svg.hashsalt": "tokpipe", "font.size": 10}):
         panels = len(report.features)
-        figure = Figure(figsize=(1.2 + 5.6 * panels, 4.4), layout="constrained")
+        figure = Figure(figsize=(2.4 + 5.6 * panels, 4.6), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for ax, features in zip(axes, report.features, strict=True):
             _panel(ax, report, features)
         axes[0].set_ylabel("coverage (mean best cosine)")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
         figure.suptitle(f"{Path(report.input).name}: {report.dense_frames} dense frames")
         still: dict[str, Any] = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
         figure.savefig(target, dpi=120, **still)

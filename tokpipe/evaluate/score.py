@@ -122,13 +122,14 @@ def video_of(path: Path, options: Options) -> tuple[MediaInfo, Grid]:
     Raises:
         UnsupportedMedia: It holds no video.
     """
-    info = probe(path, video_stream=options.video_stream, audio_stream="none")
-    if info.video is None:
+    if probe(path, video_stream=options.video_stream).video is None:
         raise UnsupportedMedia(
             f"`{path.name}` holds no video, and coverage is measured on pictures",
             hint="name files with video",
         )
+    info = probe(path, video_stream=options.video_stream, audio_stream="none")
     v = info.video
+    assert v is not None  # noqa: S101 - it was there above
     return info, cell_grid(v.width, v.height, v.pixel_aspect)
 
 

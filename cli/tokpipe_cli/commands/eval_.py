@@ -83,6 +83,7 @@ def score(
     budget: m.Budgets = None,
     recipe: m.Recipes = None,
     layout: o.Layout = "ragged",
+    effort: o.Effort = "balanced",
     query: o.QueryText = None,
     storyboard: _Storyboards = None,
     annotations: _Annotations = None,

@@ -74,6 +74,7 @@ def needles(
     budget: _Budgets = "64f",
     recipe: m.Recipes = None,
     layout: o.Layout = "ragged",
+    effort: o.Effort = "balanced",
     output: _Keep = None,
     video_stream: o.VideoStream = "auto",
     no_bank: o.NoBank = False,
