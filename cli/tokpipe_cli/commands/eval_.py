@@ -84,7 +84,6 @@ def score(
     recipe: m.Recipes = None,
     layout: o.Layout = "ragged",
     effort: o.Effort = "balanced",
-    query: o.QueryText = None,
     storyboard: _Storyboards = None,
     annotations: _Annotations = None,
     fps: _DenseFps = 2.0,
