@@ -63,8 +63,7 @@ def ingest(
     """Find the bank entry of a file, or make it.
 
     Args:
-        decoder: Reader of the pictures, ``pyav`` or ``torchcodec``; ``device`` is where the latter
-            decodes.
+        decoder: Reader of the pictures, ``pyav``, ``torchcodec`` (on ``device``) or ``decord``.
         keep: Leave the entry in the bank; otherwise it vanishes with the returned object's run.
         batch_size: Frames handed over together; results do not depend on it.
         depth: Batches the decoder may run ahead.

@@ -35,8 +35,8 @@ class Options:
         keep_bank: Leave decoded pictures and sound in the bank for the next run.
         strict: Fail at the first damage.
         query: What the user asks, for rules that need it; takes an encoder with a text tower.
-        decoder: Reader of the pictures: ``pyav``, the reference, or ``torchcodec`` for plain files,
-            which decodes on ``device``.
+        decoder: Reader of the pictures: ``pyav``, the reference; for plain files ``torchcodec``,
+            which decodes on ``device``, or ``decord``, on the CPU in a process of its own.
         effort: How much of the pictures ``pyav`` decodes. fast: key pictures, and changes that the
             packets show; balanced: also pictures between, as many as the packets' bytes deserve;
             thorough: all, each compared with the one before.

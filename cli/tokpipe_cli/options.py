@@ -33,7 +33,7 @@ Decoder = Annotated[
     str,
     typer.Option(
         metavar="READER", rich_help_panel=_INPUT,
-        help="pyav (the reference), or torchcodec for plain files: on the --device.",
+        help="pyav (the reference); for plain files torchcodec, on the --device, or decord.",
     ),
 ]  # fmt: skip
 Effort = Annotated[

@@ -85,8 +85,10 @@ class Read:
     report: Any = None
 
 
-def read(path: Path, decoder: str, size: tuple[int, int] = (192, 108), every: int = 1) -> Read:
-    source = open_source(path, probe(path), decoder=decoder)
+def read(
+    path: Path, decoder: str, size: tuple[int, int] = (192, 108), every: int = 1, **choice: Any
+) -> Read:
+    source = open_source(path, probe(path), decoder=decoder, **choice)
     out = Read()
     for item in source.read():
         if isinstance(item, AudioChunk):
@@ -233,6 +235,33 @@ def test_sampled_pictures_are_the_references(decoder: str, samples: Path) -> Non
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.parametrize(
+    ("decoder", "seed"), [*((d, n) for d in FAST for n in range(10 if d == "decord" else 12))]
+)
+def test_damage_that_the_reference_tells_of_is_never_passed_over(
+    decoder: str, seed: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "hit.mp4"
+    write_media(path, VideoTrack(frames=45))
+    clean = read(path, decoder)
+    data = bytearray(path.read_bytes())
+    draw = random.Random(seed)
+    begin = data.index(b"mdat") + 8
+    for _ in range(1 + seed % 3):
+        at = draw.randrange(begin, begin + len(data) * 8 // 10)
+        data[at : at + 16] = draw.randbytes(16)
+    path.write_bytes(data)
+    told = [not usable for _, _, _, usable, _ in read(path, "pyav").pictures]
+    try:
+        hit = read(path, decoder)
+    except (UnsupportedMedia, DecodeError) as error:
+        refused = error.hint or ""
+        assert "pyav" in refused
+        return
+    assert hit.pictures == clean.pictures
+    assert not any(told)
+
+
 @pytest.mark.parametrize("decoder", FAST)
 def test_strict_is_refused(decoder: str, samples: Path) -> None:
     path = samples / "vfr.mp4"
@@ -253,3 +282,14 @@ def test_unknown_decoders_are_named(samples: Path) -> None:
     with pytest.raises(ResourceError, match="vlc") as caught:
         open_source(path, probe(path), decoder="vlc")
     assert "pyav, torchcodec, decord" in (caught.value.hint or "")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["action", "lecture", "screen", "late_audio", "vfr"])
+def test_gpu_pictures_are_the_references(name: str, samples: Path) -> None:
+    path = samples / f"{name}.mp4"
+    reference = read(path, "pyav", (448, 252), 37)
+    fast = read(path, "torchcodec", (448, 252), 37, device="cuda")
+    assert fast.pictures == reference.pictures
+    for got, want in zip(fast.pixels, reference.pixels, strict=True):
+        assert float(np.abs(got.astype(float) - want).mean()) < FAR

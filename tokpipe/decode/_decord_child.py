@@ -1,6 +1,6 @@
 """The process that decord lives in: ``python -P -m tokpipe.decode._decord_child``.
 
-It holds nothing of tokpipe, torch or PyAV: decord brings an old FFmpeg of its own. Requests and
+It loads neither torch nor PyAV: decord brings an old FFmpeg of its own. Requests and
 answers go through a socket, see ``decord``, which owns this process. Pictures are read strictly
 forward: decord's search may land on another picture, and what it would not say.
 """
@@ -20,6 +20,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from tokpipe.decode._ffmpeg_log import LISTENER, complains
+
 #: A request: the rank of a picture.
 ASK = struct.Struct("<q")
 #: An answer: its kind, two numbers, how often FFmpeg complained so far, bytes that follow.
@@ -29,9 +31,6 @@ ANSWER = struct.Struct("<cqqqq")
 OPENED, BUSY, PICTURE, CLOSED, FAILED = b"O", b"B", b"P", b"C", b"F"
 #: Pictures skipped between two signs of life.
 _STRIDE = 16
-#: AV_LOG_ERROR; more urgent messages have lower numbers.
-_ERROR = 16
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class _Child:
@@ -40,12 +39,11 @@ class _Child:
     def __init__(self, line: socket.socket) -> None:
         self.line = line
         self.at = self.complaints = 0
-        self.heard = _CALLBACK(self._hear)
+        self.heard = LISTENER(self._hear)
 
     def _hear(self, _context: Any, level: int, form: bytes | None, _arguments: Any) -> None:
-        """Called by FFmpeg: errors, and what is only information: concealment."""
-        if level >= 0 and ((level & 0xFF) <= _ERROR or (form or b"").startswith(b"concealing")):
-            self.complaints += 1
+        """Called by FFmpeg in decord's thread."""
+        self.complaints += complains(level, form)
 
     def answer(self, kind: bytes, first: int = 0, second: int = 0, data: Any = b"") -> None:
         data = memoryview(data).cast("B")

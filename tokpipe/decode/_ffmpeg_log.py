@@ -22,6 +22,8 @@ from typing import Any
 _ERROR = 16
 #: libavutil's major version is FFmpeg's plus this.
 _AVUTIL = 52
+#: What ``av_log_set_callback`` takes.
+LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _lock = threading.Lock()
 _listening: dict[int, Complaints] = {}
 
@@ -33,19 +35,25 @@ class Complaints:
     count: int = 0
 
 
+def complains(level: int, form: bytes | None) -> bool:
+    """Whether a message is an error or, though only information, tells of concealment.
+
+    Args:
+        level: AV_LOG level; its upper bits are a colour.
+        form: What the message is made from.
+    """
+    return level >= 0 and ((level & 0xFF) <= _ERROR or (form or b"").startswith(b"concealing"))
+
+
 def _hear(_context: Any, level: int, form: bytes | None, _arguments: Any) -> None:
-    """Called by FFmpeg in the thread that decodes; the level's upper bits are a colour."""
+    """Called by FFmpeg in the thread that decodes."""
     mine = _listening.get(threading.get_ident())
-    if mine is None or level < 0:
-        return
-    if (level & 0xFF) <= _ERROR or (form or b"").startswith(b"concealing"):
+    if mine is not None and complains(level, form):
         mine.count += 1
 
 
 #: Kept for as long as the process: FFmpeg holds its address.
-_heard = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
-    _hear
-)
+_heard = LISTENER(_hear)
 
 
 @cache
