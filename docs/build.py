@@ -4,7 +4,7 @@
 
 Everything comes from the operator files, the presets, the survey's rows and the last benchmark
 (benchmarks/operators.json); FOLDER is this folder by default. Pages of names that are gone are
-removed.
+removed. The measured tables of benchmarks.md come from benchmarks/*.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import inspect
 import json
 import sys
 from pathlib import Path
+
+from benchmark_tables import filled, schema
 
 from tokpipe import registry, survey
 from tokpipe.card import BUDGETS, STAGES, Card, cards
@@ -125,12 +127,16 @@ def main(folder: Path) -> None:
     found = [c for c in cards() if c.plugin is None]
     pages = folder / "operators"
     pages.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmarks").mkdir(exist_ok=True)
     for old in pages.glob("*.md"):
         if old.stem not in {c.name for c in found}:
             old.unlink()
     for c in found:
         (pages / f"{c.name}.md").write_text(operator_page(c), encoding="utf-8")
     (folder / "methods.md").write_text(methods_page(found), encoding="utf-8")
+    page = (HERE / "benchmarks.md").read_text(encoding="utf-8")
+    (folder / "benchmarks.md").write_text(filled(page, HERE / "benchmarks"), encoding="utf-8")
+    (folder / "benchmarks" / "report.schema.json").write_text(schema(), encoding="utf-8")
 
 
 _UNMET = """\

@@ -70,8 +70,8 @@ def _ratios(ratios: list[Ratio]) -> Table:
     """Ours over theirs beyond imports: median and every run, of CPU time; median of wall time."""
     table = _table("ours / theirs", "CPU", "all runs", "wall")
     for r in ratios:
-        runs = " ".join(f"{value:.2f}" for value in r.cpu)
-        table.add_row(f"{r.ours} / {r.theirs}", f"{r.cpu_median:.2f}", runs, f"{r.wall_median:.2f}")
+        runs = " ".join(f"{value:.3g}" for value in r.cpu)
+        table.add_row(f"{r.ours} / {r.theirs}", f"{r.cpu_median:.3g}", runs, f"{r.wall_median:.3g}")
     return table
 
 

@@ -47,6 +47,9 @@ def test_slides_change_at_the_given_times_and_the_speaker_always(
     assert changed == pytest.approx(said.slide_changes_s, abs=1e-3)
     speaker = steps[:, -40:-20, -45:-25].mean(axis=(1, 2))
     assert (speaker > 0.5).mean() > 0.7
+    left, top = round(said.ignore_box[0] * SIZE[0]), round(said.ignore_box[1] * SIZE[1])
+    between = 100  # no slide changes, no key picture
+    assert steps[between, :top].max() < 12 < steps[between, top:, left:].max()
     small = [slides[times.index(t) - 1] for t in times if round(t, 4) in said.small_changes_s]
     assert len(small) == 1 and max(small) < np.max(slides) / 5
 

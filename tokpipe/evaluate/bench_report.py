@@ -85,9 +85,10 @@ class Recall(_Strict):
 
 
 class FileResult(_Strict):
-    """All competitors on one file; recall by the name of ours."""
+    """All competitors on one file, with a label of the caller's; recall by the name of ours."""
 
     file: str
+    label: str = ""
     duration: float | None
     video: str
     rounds: int

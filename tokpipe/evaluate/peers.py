@@ -56,6 +56,7 @@ class Plan:
         efforts: Values of ``--effort`` for ours; ``""`` does not pass the option.
         most: Pictures the open_clip loop encodes at most.
         model: Its model, with random weights.
+        once: Words of `PEERS` that run in the first round only.
         timeout: Seconds of one process.
         time_budget: Seconds of one file: no round starts that would pass it. 0 sets no limit.
     """
@@ -67,6 +68,7 @@ class Plan:
     efforts: tuple[str, ...] = ("",)
     most: int = 64
     model: str = "ViT-B-32"
+    once: tuple[str, ...] = ()
     timeout: float = 900.0
     time_budget: float = 0.0
 
@@ -83,6 +85,7 @@ class _Entry:
     shown: Competitor
     command: list[str]
     load: list[str]
+    once: bool = False
     works: list[Cost] = field(default_factory=list)
     cache: Path | None = None
 
@@ -108,16 +111,19 @@ def _entries(path: Path, plan: Plan) -> list[list[_Entry]]:
                 _ours(path, plan, "tokpipe-reuse", effort, "-b", half),
             ]
         )
-        if "open-clip-loop" in plan.peers:
-            words = ("-b", full, "--no-bank", "-e", tower)
-            groups.append([_ours(path, plan, "tokpipe-open-clip", effort, *words)])
+    if "open-clip-loop" in plan.peers:
+        effort = "balanced" if "balanced" in plan.efforts else plan.efforts[0]
+        words = ("-b", full, "--no-bank", "-e", tower)
+        groups.append([_ours(path, plan, "tokpipe-open-clip", effort, *words)])
+        groups[-1][0].once = "open-clip-loop" in plan.once
     asked = json.dumps({"fps": plan.rate, "most": plan.most, "model": plan.model})
     for word in plan.peers:
         names, module = PEERS[word]
         for name in names:
             shown = _shown(name, False, WHAT[name].format(most=plan.most), module)
             command = _workload(name, "run", str(path), asked)
-            groups.append([_Entry(shown, command, _workload(name, "imports"))])
+            load = _workload(name, "imports")
+            groups.append([_Entry(shown, command, load, once=word in plan.once)])
     return groups
 
 
@@ -173,9 +179,11 @@ def compare(
                 break
             shutil.rmtree(Path(name) / f"{number - 1}", ignore_errors=True)
             turn = number % len(groups)
+            loaded: dict[tuple[str, ...], Usage] = {}
             for group in [*groups[turn:], *groups[:turn]]:
                 for entry in group:
-                    _measure(entry, Path(name) / f"{number}", plan, seen)
+                    if not (number and entry.once):
+                        _measure(entry, Path(name) / f"{number}", plan, loaded, seen)
             rounds, longest = number + 1, max(longest, time.perf_counter() - start)
         for entry in every:
             _close(entry)
@@ -195,8 +203,10 @@ def compare(
     )  # fmt: skip
 
 
-def _measure(entry: _Entry, folder: Path, plan: Plan, seen: Seen | None) -> None:
-    """Run a competitor once, a process that only imports before it."""
+def _measure(
+    entry: _Entry, folder: Path, plan: Plan, loaded: dict[tuple[str, ...], Usage], seen: Seen | None
+) -> None:
+    """Run a competitor once, and before it a process that only imports, one for equal imports."""
     if not entry.open:
         return
     # The run that reuses the bank finds the one of this round.
@@ -206,20 +216,21 @@ def _measure(entry: _Entry, folder: Path, plan: Plan, seen: Seen | None) -> None
     if entry.shown.ours:
         entry.cache = home / f"{entry.shown.name.replace(':', '-')}.safetensors"
         command = [*command, str(entry.cache)]
+    own = {"TOKPIPE_CACHE_DIR": str(home / "bank")}
+    say = seen or (lambda _: None)
+    ready = False
     try:
-        for words, works in ((entry.load, False), (command, True)):
-            if seen is not None:
-                seen(entry.shown.name if works else f"{entry.shown.name}, imports")
-            own = {"TOKPIPE_CACHE_DIR": str(home / "bank")}
-            cost = run_process(words, env=own, timeout=plan.timeout)
-            if works:
-                entry.works.append(cost)
-            else:
-                used = Usage(wall=cost.wall, cpu=cost.cpu, peak_mb=cost.peak_mb)
-                entry.shown.imports.append(used)
+        if (key := tuple(entry.load)) not in loaded:
+            say(f"{entry.shown.name}, imports")
+            cost = run_process(entry.load, env=own, timeout=plan.timeout)
+            loaded[key] = Usage(wall=cost.wall, cpu=cost.cpu, peak_mb=cost.peak_mb)
+        entry.shown.imports.append(loaded[key])
+        ready = True
+        say(entry.shown.name)
+        entry.works.append(run_process(command, env=own, timeout=plan.timeout))
     except ProcessFailed as error:
         # What cannot even be imported is not there.
-        entry.shown.status = "failed" if works else "skipped"
+        entry.shown.status = "failed" if ready else "skipped"
         entry.shown.reason = str(error)
 
 

@@ -3,7 +3,7 @@
 Annotations are JSON, either of one file or by file name: ``slide_changes_s`` (or ``cuts_s``,
 ``cuts_s_machine``) are times at which something new begins, ``person_present_s`` spans. An optional
 ``ignore_box`` (left, top, right, bottom as parts of the picture) holds what is no event, such as a
-speaker who moves all the time: rows whose middle lies in it do not count.
+speaker who moves all the time: rows of cells that reach into it do not count.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def rows_of(cache: Path, box: Sequence[float] | None = None) -> tuple[NDArray[np
             else ((cells + extent)[:, 1].max(), (cells + extent)[:, 2].max())
         )
     if box is not None:
-        y = (cells[:, 1] + extent[:, 1] / 2) / rows
-        x = (cells[:, 2] + extent[:, 2] / 2) / cols
-        inside = (x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])
+        # A cell that only touches the box shows some of what moves in it.
+        top, left = cells[:, 1] / rows, cells[:, 2] / cols
+        bottom, right = (cells + extent)[:, 1] / rows, (cells + extent)[:, 2] / cols
+        inside = (right > box[0]) & (left < box[2]) & (bottom > box[1]) & (top < box[3])
         at = at[~inside]
     return at, int(rows * cols)
 

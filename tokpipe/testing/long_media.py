@@ -36,12 +36,15 @@ class Lecture:
         slide_changes_s: Seconds of the first picture of every slide but the first, ascending.
         small_changes_s: Those of them that alter only a few lines.
         short_s: Start and stop of the slide that is shown for three seconds only.
+        ignore_box: Left, top, right and bottom of the speaker, as parts of the picture: what moves
+            there is no event.
     """
 
     duration: float
     slide_changes_s: tuple[float, ...]
     small_changes_s: tuple[float, ...]
     short_s: tuple[float, float]
+    ignore_box: tuple[float, float, float, float]
 
 
 class _Planes:
@@ -77,6 +80,10 @@ class _Speaker:
         self.wall = (95 + 40 * self.columns).astype(np.int16)
         noise = generator.normal(0.0, 4.0, (32, height, width))
         self.noise = np.rint(noise).astype(np.int16)
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom, down to the corner, as parts of the picture."""
+        return (round(self.left / size[0], 4), round(self.top / size[1], 4), 1.0, 1.0)
 
     def _disc(self, row: float, column: float, high: float, wide: float) -> NDArray[np.bool_]:
         inside: NDArray[np.bool_] = ((self.rows - row) / high) ** 2 + (
@@ -211,6 +218,7 @@ def write_lecture(
         slide_changes_s=tuple(round(s.first / fps, 4) for s in shows[1:]),
         small_changes_s=tuple(round(s.first / fps, 4) for s in shows[1:] if s.small),
         short_s=(round(shows[short].first / fps, 4), round(shows[short + 1].first / fps, 4)),
+        ignore_box=speaker.box(size),
     )
 
 
