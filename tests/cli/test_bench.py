@@ -11,6 +11,7 @@ import pytest
 from tokpipe.evaluate.bench_report import FileResult, Report
 
 
+@pytest.mark.timeout(400)
 def test_bench_prints_costs_and_ratios(run: Any, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     done = run("bench", clip, "--peers", "pyav", "--runs", "1", "-b", "64", "-o", out)
@@ -25,6 +26,7 @@ def test_bench_prints_costs_and_ratios(run: Any, clip: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_bench_events(run: Any, clip: Path, events: Any) -> None:
     found = events(run("bench", clip, "--peers", "pyav", "--runs", "1", "-b", "64", "--json", "-q"))
     made = FileResult.model_validate({k: v for k, v in found[0].items() if k not in {"v", "event"}})

@@ -65,6 +65,7 @@ def test_ratios_pair_rounds_and_leave_out_nothing_over_nothing() -> None:
     assert ratios([1.0, 3.0, 5.0], [2.0, 4.0, 0.0]) == [0.5, 0.75]
 
 
+@pytest.mark.timeout(400)
 def test_compare_measures_every_one(clip: Path) -> None:
     said: list[str] = []
     note = clip.with_name("note.json")
@@ -94,6 +95,7 @@ def test_a_missing_peer_is_skipped_with_the_reason() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_no_round_starts_past_the_time_budget(clip: Path) -> None:
     assert compare(clip, Plan(peers=(), runs=3, time_budget=0.1)).rounds == 1
     with pytest.raises(ResourceError, match="0 runs"):
