@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,12 @@ def test_memory_is_limited(tmp_path: Path) -> None:
     odd_file("bad_header.mp4").make(path)  # it claims 2^28 pictures
     with pytest.raises(DecodeError, match="ended by signal SIGABRT opening"):
         list(open_source(path, probe(path), decoder="decord").read())
+
+
+def test_files_it_would_read_into_memory_are_refused(source: DecordSource) -> None:
+    info = replace(source.info, size=2 << 30)
+    with pytest.raises(UnsupportedMedia, match="hold all of it in memory"):
+        next(open_source(source.path, info, decoder="decord").read())
 
 
 def test_pictures_that_are_missing_are_found_by_the_end(tmp_path: Path) -> None:
