@@ -36,8 +36,8 @@ Recipes = Annotated[
 Seed = Annotated[
     int, typer.Option(metavar="N", rich_help_panel="Measure", help="Seed of what is random.")
 ]
-#: Measures one input, telling how far it is; what comes back shows the result.
-One = Callable[[Path, "Progress"], Callable[[], None]]
+#: Measures one input, telling how far it is; gives its status, and what shows the result.
+One = Callable[[Path, "Progress"], tuple[str, Callable[[], None]]]
 
 
 def split_recipes(texts: list[str]) -> list[str]:
@@ -69,7 +69,9 @@ def measure_each(
 
     manifest = expand(inputs)
     check_inputs(manifest)
-    failures = _Failures(screen)
+    for path in manifest.ignored:
+        screen.warn(f"{path} is a token cache and was left out")
+    failures, statuses = _Failures(screen), list[str]()
     for path, wrong in manifest.problems:
         failures.add(path, wrong)
     names = [str(entry.source) for entry in manifest.entries]
@@ -78,7 +80,7 @@ def measure_each(
             meter.begin(index)
             problem: TokpipeError | None = None
             try:
-                show = one(entry.source, _reporter(meter, index))
+                status, show = one(entry.source, _reporter(meter, index))
             except TokpipeError as error:
                 problem = error
             except OSError as error:
@@ -86,14 +88,15 @@ def measure_each(
             meter.finish(index)
             with meter.paused():
                 if problem is None:
+                    statuses.append(status)
                     show()
                 else:
                     failures.add(entry.source, problem)
-    done = len(names) + len(manifest.problems) - len(failures.codes)
     more = close()
     if screen.json:
-        emit("summary", **summarise(["done"] * done + ["failed"] * len(failures.codes)), **more)
-    return _code(failures.codes, done, manifest)
+        failed = ["failed"] * len(failures.codes)
+        emit("summary", **summarise([*statuses, *failed]), **more)
+    return _code(failures.codes, len(statuses), manifest)
 
 
 def _reporter(meter: Any, index: int) -> Progress:

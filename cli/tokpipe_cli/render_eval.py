@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from tokpipe.evaluate.needles import NeedleReport, NeedleRow
     from tokpipe.evaluate.report import Average
 
-_HEAD = ("", "pictures", "mean", "p5", "min", "gap", "events", "ssim", "min", "text")
+_HEAD = ("", "frames", "mean", "p5", "min", "gap", "events", "ssim", "min", "n")
 _MEANS = ("", "files", "mean", "gap", "ssim")
-_FOUND = ("", "pictures", "kept", "share")
-_LONGEST = 28
+_FOUND = ("", "frames", "kept", "share")
+_LONGEST = 24
 
 
 def show_report(report: EvalReport, screen: Screen) -> None:
@@ -24,23 +24,25 @@ def show_report(report: EvalReport, screen: Screen) -> None:
     screen.say(
         joined(
             [
-                report.input, clock(report.duration),
-                f"{plural(report.dense_frames, 'dense frame')} at {report.fps:g} fps",
-                f"{report.text_frames:,} rich in text", f"{report.cells} cells a frame",
-                took(report.seconds["total"]),
+                report.input, clock(report.duration), f"{report.cells} cells a frame",
+                f"in {took(report.seconds['total'])}",
             ]
         ),
         style="bold",
     )  # fmt: skip
+    screen.say(
+        f"{plural(report.dense_frames, 'dense frame')} at {report.fps:g} fps, "
+        f"{report.text_frames:,} of them rich in text"
+    )
     for features in report.features:
         if len(report.features) > 1:
-            screen.say(f"  coverage in {features}", style="bold")
+            screen.say(f"coverage in {features}", style="bold")
         rows = [(row, _line(row, features)) for row in report.rows]
         sizes = _sizes([_HEAD, *(line for _, line in rows)])
         screen.say(_laid(_HEAD, sizes), style="bold")
         for budget in report.budgets:
             mine = [(row, line) for row, line in rows if row.budget == budget]
-            screen.say(f"  {_budget(budget, mine[0][0].tokens)}", style="cyan")
+            screen.say(f"{_budget(budget, mine[0][0].tokens)}", style="cyan")
             for row, line in mine:
                 screen.say(_laid(line, sizes), style=_style(row.kind))
     for text in report.warnings:
@@ -55,7 +57,7 @@ def show_averages(means: Sequence[Average], screen: Screen) -> None:
         sizes = _sizes([_MEANS, *(line for _, line in lines)])
         screen.say(_laid(_MEANS, sizes), style="bold")
         for budget in dict.fromkeys(mean.budget for mean, _ in lines):
-            screen.say(f"  {budget}", style="cyan")
+            screen.say(budget, style="cyan")
             for mean, line in lines:
                 if mean.budget == budget:
                     screen.say(_laid(line, sizes), style=_style(mean.kind))
@@ -63,24 +65,31 @@ def show_averages(means: Sequence[Average], screen: Screen) -> None:
 
 def show_needles(report: NeedleReport, screen: Screen) -> None:
     """How many needles each way kept, budget by budget."""
-    length = report.needles[0][1] - report.needles[0][0]
+    start, stop = report.needles[0]
+    length, count = stop - start, plural(len(report.needles), "needle")
     screen.say(
         joined(
             [
-                report.input, clock(report.duration),
-                f"{plural(len(report.needles), 'needle')} of {length:.1f} s",
-                f"{report.cells} cells a frame", took(report.seconds["total"]),
-                "" if report.video is None else report.video,
+                report.input, clock(report.duration), f"{report.cells} cells a frame",
+                f"in {took(report.seconds['total'])}",
             ]
         ),
         style="bold",
     )  # fmt: skip
+    screen.say(
+        joined(
+            [
+                f"{count} of {length:.1f} s, {report.keys_inside} at key frames",
+                "" if report.video is None else report.video,
+            ]
+        )
+    )
     rows = [(row, _found_line(row, len(report.needles))) for row in report.rows]
     sizes = _sizes([_FOUND, *(line for _, line in rows)])
     screen.say(_laid(_FOUND, sizes), style="bold")
     for budget in dict.fromkeys(row.budget for row in report.rows):
         mine = [(row, line) for row, line in rows if row.budget == budget]
-        screen.say(f"  {_budget(budget, mine[0][0].tokens)}", style="cyan")
+        screen.say(f"{_budget(budget, mine[0][0].tokens)}", style="cyan")
         for row, line in mine:
             screen.say(_laid(line, sizes), style=_style(row.kind))
 
@@ -95,7 +104,7 @@ def _line(row: Row, features: str) -> tuple[str, ...]:
     found, text = row.coverage[features], row.legibility
     return (
         _name(row.way, row.kind), f"{row.pictures:,}",
-        f"{found.mean:.4f}", f"{found.p5:.4f}", f"{found.min:.4f}", _gap(row.gap_closed[features]),
+        f"{found.mean:.4f}", f"{found.p5:.3f}", f"{found.min:.3f}", _gap(row.gap_closed[features]),
         f"{row.events.hit}/{row.events.states}" if row.events else "-",
         _number(text.mean if text else None), _number(text.min if text else None),
         f"{text.pictures:,}" if text else "-",
@@ -123,7 +132,10 @@ def _style(kind: str) -> str:
 
 
 def _gap(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    if value is None:
+        return "-"
+    # What is far from everything needs no second digit.
+    return f"{value:+.2f}" if abs(value) < 10 else f"{value:+.1f}"
 
 
 def _number(value: float | None) -> str:
@@ -139,4 +151,4 @@ def _laid(line: Sequence[str], sizes: Sequence[int]) -> str:
         cell.rjust(size) if i else cell.ljust(size)
         for i, (cell, size) in enumerate(zip(line, sizes, strict=True))
     ]
-    return "    " + "  ".join([first, *rest]).rstrip()
+    return "  " + "  ".join([first, *rest]).rstrip()

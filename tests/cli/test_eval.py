@@ -18,11 +18,13 @@ BASE = ["uniform", "random", "downsampled", "oracle"]
 def test_eval_prints_a_table(run: Any, clip: Path) -> None:
     result = run("eval", clip, "-b", "2f", "-r", "auto,uniform")
     assert result.exit_code == 0, result.stderr
-    head, columns, budget, *rows = result.stdout.splitlines()
-    assert head.startswith(f"{clip}  2.0 s  4 dense frames at 2 fps")
-    assert columns.split() == ["pictures", "mean", "p5", "min", "gap", "events", "ssim", "min",
-                               "text"]  # fmt: skip
-    assert budget == "  56 tokens (2f)"
+    head, dense, columns, budget, *rows = result.stdout.splitlines()
+    assert head.startswith(f"{clip}  2.0 s  28 cells a frame  in ")
+    assert dense.startswith("4 dense frames at 2 fps, ")
+    assert all(len(line) <= 80 for line in (columns, *rows))
+    assert columns.split() == ["frames", "mean", "p5", "min", "gap", "events", "ssim", "min",
+                               "n"]  # fmt: skip
+    assert budget == "56 tokens (2f)"
     assert [row.split()[0] for row in rows[:2]] == ["auto", "uniform"]
     assert [row.split()[1] for row in rows[2:]] == BASE
     assert result.stderr == ""
@@ -157,14 +159,15 @@ def test_needles_print_a_table(run: Any, host: Path, tmp_path: Path) -> None:
     words = ("eval", "needles", host, "--count", "2", "-b", "4f,8f", "-o", folder)
     result = run(*words)
     assert result.exit_code == 0, result.stderr
-    head, columns, *rows = result.stdout.splitlines()
-    assert "2 needles of 2.0 s" in head and head.endswith("host-needles.mp4")
-    assert columns.split() == ["pictures", "kept", "share"]
+    head, what, columns, *rows = result.stdout.splitlines()
+    assert head.startswith(str(host)) and what.endswith("host-needles.mp4")
+    assert what.startswith("2 needles of 2.0 s, 0 at key frames")
+    assert columns.split() == ["frames", "kept", "share"]
     assert len(rows) == 2 * 4
     assert (folder / "host-needles.mp4").exists()
     # What is there is not overwritten.
     result = run(*words)
-    assert result.exit_code == 2 and "is there already" in result.stderr
+    assert result.exit_code == 1 and "is there already" in result.stderr
 
 
 def test_needles_events(run: Any, host: Path, events: Any) -> None:

@@ -33,6 +33,13 @@ def test_oracle_is_the_greedy_facility_location(count: int, k: int) -> None:
     assert cover.oracle(frames, [k])[k] == plain_greedy((frames @ frames.T).astype(float), k)
 
 
+def test_oracle_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = frames_of(40)
+    whole = cover.oracle(frames, [9])
+    monkeypatch.setattr(cover, "_PRODUCT", 130)
+    assert cover.oracle(frames, [9]) == whole
+
+
 def test_oracle_of_several_counts_is_one_run() -> None:
     found = cover.oracle(frames_of(50), [3, 9])
     assert found[9][:3] == found[3]
@@ -48,7 +55,7 @@ def test_oracle_takes_candidates_at_even_distances(monkeypatch: pytest.MonkeyPat
 
 def test_best_cosines_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     frames, pictures = frames_of(30), frames_of(11, seed=1)
-    monkeypatch.setattr(cover, "_BLOCK", 4)
+    monkeypatch.setattr(cover, "_PRODUCT", 130)
     expected = (frames @ pictures.T).max(1)
     np.testing.assert_allclose(cover.best_cosines(frames, pictures), expected, atol=1e-6)
 

@@ -22,15 +22,22 @@ DRAWS = 20
 LEAST_GAP = 0.002
 #: Frames the oracle chooses among: all of them up to this many, else as many at even distances.
 CANDIDATES = 4096
-_BLOCK = 1024
+#: Numbers of one product of frames and pictures, so that memory does not grow with the video.
+_PRODUCT = 1 << 24
 
 
 def best_cosines(frames: Vectors, pictures: Vectors) -> NDArray[np.float32]:
     """Best cosine float32 [T] of each frame [T, D] to any picture [K, D]."""
     best = np.full(len(frames), -1.0, dtype=np.float32)
-    for a in range(0, len(pictures), _BLOCK):
-        np.maximum(best, (frames @ pictures[a : a + _BLOCK].T).max(1), out=best)
+    step = _step(frames)
+    for a in range(0, len(pictures), step):
+        np.maximum(best, (frames @ pictures[a : a + step].T).max(1), out=best)
     return best
+
+
+def _step(frames: Vectors) -> int:
+    """Pictures that are compared with all frames at a time."""
+    return max(1, _PRODUCT // len(frames))
 
 
 def summed(best: NDArray[Any]) -> Coverage:
@@ -68,10 +75,9 @@ def oracle(frames: Vectors, counts: Sequence[int]) -> dict[int, list[int]]:
     place = np.array(uniform(len(frames), CANDIDATES))
     most = min(max(counts), len(place))
     best = np.full(len(frames), -1.0, dtype=np.float32)
-    bound = np.concatenate(
-        [_gains(frames, frames[place[a : a + _BLOCK]], best)
-         for a in range(0, len(place), _BLOCK)]
-    )  # fmt: skip
+    step = _step(frames)
+    parts = [place[a : a + step] for a in range(0, len(place), step)]
+    bound = np.concatenate([_gains(frames, frames[part], best) for part in parts])
     chosen: list[int] = []
     while len(chosen) < most:
         fresh = np.zeros(len(place), dtype=np.bool_)

@@ -165,7 +165,9 @@ class Hiding:
         if len(slots) < self.count:
             raise RecipeError(
                 f"there is room for {len(slots)} needles of this length, not for {self.count}",
-                hint="make the video longer with --hours, or ask for fewer or shorter needles",
+                hint="make the video longer with --hours, or ask for fewer or shorter needles"
+                if slots
+                else "take a longer host, or shorter needles",
             )
         rng = np.random.default_rng(self.seed)
         # One needle in each of as many equal parts, so that all of the video is tried.

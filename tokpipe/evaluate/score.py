@@ -110,6 +110,9 @@ def load_embedders(
         if isinstance(one, str | StepSpec):
             step = encoder_step(one) if isinstance(one, str) else one
             label = one if isinstance(one, str) else str(step.params.get("model", step.use))
+            names = [embedder.name for embedder in made]
+            alike = sum(name.partition(" #")[0] == label for name in names)
+            label = f"{label} #{alike + 1}" if alike else label
             made.append(Neural(step, options.running(), label))
         elif one.name != made[0].name:
             made.append(one)

@@ -108,8 +108,8 @@ def score(
 ) -> None:
     """Measure what a compression covers, beside baselines of the same budget.
 
-    Coverage is the best cosine of each dense frame to any kept picture. Uniform, random,
-    downsampled and an oracle that sees the features stand beside every recipe.
+    Coverage is the best cosine of each dense frame to any kept picture.
+    Uniform, random, downsampled and an oracle stand beside every recipe.
     """
     given = dict(locals())
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
@@ -141,9 +141,10 @@ class _Asked:
         self.reports: list[EvalReport] = []
         self.plots: set[Path] = set()
 
-    def one(self, path: Path, progress: Progress) -> Callable[[], None]:
-        """Measure a file; what comes back shows it."""
+    def one(self, path: Path, progress: Progress) -> tuple[str, Callable[[], None]]:
+        """Measure a file; gives its status, and what shows the report."""
         from tokpipe.evaluate.score import evaluate_file
+        from tokpipe.spec import SERIOUS
 
         report = evaluate_file(
             path, self.recipes, self.budgets, encoders=self.embedders,
@@ -153,7 +154,8 @@ class _Asked:
         )  # fmt: skip
         self.reports.append(report)
         drawn = self._plot(report)
-        return lambda: self._show(report, drawn)
+        serious = any(text.partition(":")[0] in SERIOUS for text in report.warnings)
+        return "warned" if serious else "done", lambda: self._show(report, drawn)
 
     def close(self) -> dict[str, Any]:
         """Show means over several files; returns what the summary says of them."""
@@ -173,7 +175,7 @@ class _Asked:
             return
         show_report(report, self.screen)
         if drawn is not None:
-            self.screen.say(f"  {drawn}")
+            self.screen.say(str(drawn))
 
     def _plot(self, report: EvalReport) -> Path | None:
         from tokpipe.evaluate.plot import write_plot

@@ -88,8 +88,8 @@ def needles(
 ) -> None:
     """Put known pictures into a video, compress it, and count those that are kept.
 
-    Needles lie inside groups of pictures, never at key frames. Uniform and random frames of the
-    same budget stand beside every recipe.
+    Needles lie inside groups of pictures, never at key frames.
+    Uniform and random frames stand beside every recipe.
     """
     given = dict(locals())
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
@@ -120,15 +120,16 @@ class _Hunt:
             raise UsageProblem(f"`{self.folder}` is a file", hint="name a folder with -o")
         self.reports: list[NeedleReport] = []
 
-    def one(self, path: Path, progress: Progress) -> Callable[[], None]:
-        """Search one host; what comes back shows the result."""
+    def one(self, path: Path, progress: Progress) -> tuple[str, Callable[[], None]]:
+        """Search one host; gives its status, and what shows the result."""
+        from tokpipe.errors import OutputExists
         from tokpipe.evaluate.needles import find_needles
 
         kept = None
         if self.folder is not None:
             kept = self.folder / f"{path.stem}-needles.mp4"
             if kept.exists():
-                raise UsageProblem(f"`{kept}` is there already", hint="name another folder with -o")
+                raise OutputExists(f"`{kept}` is there already", hint="name another folder with -o")
         report = find_needles(
             path, self.recipes, self.budgets, needle_seconds=self.length,
             count=self.given["count"], hours=self.given["hours"],
@@ -136,7 +137,7 @@ class _Hunt:
             seed=self.given["seed"], progress=progress,
         )  # fmt: skip
         self.reports.append(report)
-        return lambda: self._show(report)
+        return "done", lambda: self._show(report)
 
     def close(self) -> dict[str, Any]:
         """What the summary says besides the counts."""
