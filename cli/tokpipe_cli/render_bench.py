@@ -22,10 +22,10 @@ def show_bench(made: FileResult) -> None:
     out = console()
     title = joined([made.file, clock(made.duration), made.video, plural(made.rounds, "round")])
     out.print(title, style="bold")
-    wide = width() or _PIPE
-    out.print(_costs(made), width=wide)
+    out.width = width() or _PIPE
+    out.print(_costs(made))
     if made.ratios:
-        out.print(_ratios(made.ratios), width=wide)
+        out.print(_ratios(made.ratios))
     for name, recall in made.recall.items():
         out.print(_recall(name, recall))
     for c in made.competitors:

@@ -135,6 +135,7 @@ def test_share_of_states_hit_is_half_open() -> None:
     assert hit_share(states, [2.0]) == 0.3333
     assert hit_share(states, [1.9, 2.1, 5.0, 6.0]) == 1.0
     assert hit_share(states, []) == 0.0
+    assert hit_share([(0.0, 0.6667), (0.6667, 1.0)], [0.0, 20 / 30]) == 1.0
 
 
 @pytest.mark.parametrize(

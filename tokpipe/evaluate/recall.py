@@ -22,6 +22,8 @@ from tokpipe.errors import MediaError, MediaNotFound
 from tokpipe.evaluate._cover import states_of, uniform
 from tokpipe.evaluate.bench_report import Recall
 
+#: Seconds that a rounded annotation may be off.
+ROUNDING = 0.005
 _TIMES = ("slide_changes_s", "cuts_s", "cuts_s_machine")
 _HINT = 'write {"slide_changes_s": [7.1, 50.8]}, or such an object by file name'
 Span = tuple[float, float]
@@ -52,7 +54,8 @@ def read_note(path: Path, media: str) -> Mapping[str, Any] | None:
 
 def hit_share(states: Sequence[Span], times: Sequence[float]) -> float:
     """Part of the half-open spans that hold one of the times, 0 to 1, to four places."""
-    kept = sorted(times)
+    # Annotations are rounded: a picture at the change itself belongs to what it shows.
+    kept = sorted(time + ROUNDING for time in times)
     hit = sum(bisect.bisect_left(kept, a) < bisect.bisect_left(kept, b) for a, b in states)
     return round(hit / len(states), 4)
 
