@@ -41,15 +41,15 @@ def peers_tables(path: Path) -> str:
     report = Report.model_validate_json(path.read_text(encoding="utf-8"))
     asked = report.asked
     taken = (
-        f"Conditions: {_taken(report.conditions)} Budget {asked['budget']}, sampling loops at "
-        f"{asked['fps']:g} pictures a second."
+        f"Conditions: {_taken(report.conditions)} Sampling loops at {asked['fps']:g} pictures a "
+        "second."
     )
     lines = [taken, ""]
     for made in report.files:
         minutes = f"{(made.duration or 0) / 60:.1f} minutes"
         rounds = f"{made.rounds} round" + ("" if made.rounds == 1 else "s")
         lines += [f"### {(made.label or made.file).capitalize()}", "",
-                  f"{minutes}, {made.video}, {rounds}.", ""]  # fmt: skip
+                  f"{minutes}, {made.video}, {made.budget} tokens, {rounds}.", ""]  # fmt: skip
         lines += ["| median | wall s | CPU s | beyond imports | imports | peak MB | pictures |",
                   "|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
         for c in made.competitors:

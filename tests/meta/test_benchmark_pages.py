@@ -58,7 +58,8 @@ def competitor(name: str, cpu: float) -> Competitor:
 def report() -> Report:
     absent = Competitor(name="decord", ours=False, what="decord", status="skipped", reason="no it")
     made = FileResult(
-        file="a.mp4", label="lecture", duration=1200.0, video="h264 1280x720", rounds=1,
+        file="a.mp4", label="lecture", duration=1200.0, video="h264 1280x720", budget=8192,
+        rounds=1,
         competitors=[competitor("tokpipe:balanced", 2.0), competitor("pyav-auto", 16.0), absent],
         ratios=[
             Ratio(ours="tokpipe:balanced", theirs="pyav-auto", cpu=[0.125], cpu_median=0.125,
@@ -67,7 +68,7 @@ def report() -> Report:
         recall={"tokpipe:balanced": Recall(events=40, moments=60, tokens=1500, ours=1.0,
                                            decord_same_moments=0.9)},
     )  # fmt: skip
-    return Report(conditions=CONDITIONS, asked={"budget": 2048, "fps": 2.0}, files=[made])
+    return Report(conditions=CONDITIONS, asked={"fps": 2.0}, files=[made])
 
 
 def test_peers_tables_hold_what_was_measured(
@@ -77,7 +78,7 @@ def test_peers_tables_hold_what_was_measured(
     text = tables.filled("a\n<!-- peers: made -->\nold\n<!-- end -->\nb\n", tmp_path)
     assert text.startswith("a\n<!-- peers: made -->\n\nConditions: 2 cores (a processor, Linux)")
     assert text.endswith("<!-- end -->\nb\n") and "old" not in text
-    assert "### Lecture\n\n20.0 minutes, h264 1280x720, 1 round." in text
+    assert "### Lecture\n\n20.0 minutes, h264 1280x720, 8192 tokens, 1 round." in text
     assert "| tokpipe:balanced | 2.00 | 2.00 | 2.00 | 0.10 | 50 | 36,000 |" in text
     assert "| decord | skipped: no it | | | | | |" in text
     assert "| tokpipe:balanced / pyav-auto | 0.125 | 0.125 | 0.1 |" in text

@@ -91,6 +91,7 @@ class FileResult(_Strict):
     label: str = ""
     duration: float | None
     video: str
+    budget: int
     rounds: int
     competitors: list[Competitor]
     ratios: list[Ratio]

@@ -197,7 +197,7 @@ def compare(
             recall = file_recall(annotations, path, info.duration, caches, times)
     video = info.video
     return FileResult(
-        file=path.name, duration=info.duration, rounds=rounds,
+        file=path.name, duration=info.duration, budget=plan.budget, rounds=rounds,
         video="none" if video is None else f"{video.codec} {video.width}x{video.height}",
         competitors=[e.shown for e in every], ratios=_ratios(every), recall=recall,
     )  # fmt: skip
