@@ -72,7 +72,7 @@ def run_process(
 
         def stop() -> None:
             late.set()
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
 
         timer = threading.Timer(timeout, stop)
         timer.start()
@@ -80,7 +80,8 @@ def run_process(
             # wait4 counts threads and the children that were waited for.
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
-            process.kill()
+            _kill(process.pid)
+            process.wait()
             raise
         finally:
             timer.cancel()
@@ -104,6 +105,12 @@ def run_process(
         wall_beyond=round(began + wall - loaded["at"], 3),
         cpu_beyond=round(cpu - loaded["cpu"], 3), output=output,
     )  # fmt: skip
+
+
+def _kill(group: int) -> None:
+    """End a process and its children; it may have ended by itself just now."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _reason(complaint: str) -> str:
