@@ -7,6 +7,7 @@ the file is read from end to end instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ _RUN = 2
 _GROUPED = frozenset(
     ("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4")
 )  # fmt: skip
-#: NAL unit types of H.264: slice of a picture that resets the decoder, and of one that does not.
-_IDR, _SLICE = 5, 1
+#: Of these, those in which pictures shown before a key may follow it, and no later one needs them.
+_LEADING = frozenset(("hevc", "mpeg1video", "mpeg2video"))
+#: NAL unit types of pictures that decoding can start at: H.264's IDR, HEVC's random access points.
+_STARTS = {"h264": range(5, 6), "hevc": range(16, 24)}
 
 
-class Unsafe(Exception):  # noqa: N818 - no error of the user's: the file is read another way
+class Unsafe(Exception):
     """This file cannot be read in part; says why in a few words."""
 
 
@@ -40,9 +43,10 @@ class Group:
         raw: Presentation times as the container has them, in its ticks.
         t, duration: Units of the timeline.
         size: Bytes.
-        hidden: Packets that show no picture of their own.
+        hidden: Packets that show no picture of their own, or one that needs the group before.
         packets: Empty where only their headers are wanted.
         alone: Every picture decodes on its own.
+        layered: Pictures that nothing in their layer refers to may serve higher layers.
         opens, closes: The group begins at a key, and nothing of it follows; a long one is cut.
         next_t: Time of the picture after it, None at the end.
     """
@@ -54,6 +58,7 @@ class Group:
     hidden: list[bool] = field(default_factory=list)
     packets: list[Any] = field(default_factory=list)
     alone: bool = True
+    layered: bool = False
     opens: bool = True
     closes: bool = True
     next_t: int | None = None
@@ -96,7 +101,7 @@ class GroupCollector:
         self.clock = timeline.stream(stream.time_base)
         self.timeline, self.keep = timeline, keep
         self.step = frame_step(video, timeline)
-        self.prefix = _length_bytes(self.codec, stream.codec_context.extradata)
+        self.units = _Units(self.codec, stream.codec_context.extradata)
         self.run = timeline.units(_RUN)
         self.group: Group | None = None
         self.seen: set[int] = set()
@@ -116,7 +121,8 @@ class GroupCollector:
             if not key and self.latest < 0:
                 raise Unsafe("no key picture at the start")
             group = self.group = Group(opens=key)
-        elif t <= self.latest or (group.opens and t < group.t[0]):
+        early = bool(group.t) and group.opens and t < group.t[0]
+        if t <= self.latest or (early and self.codec not in _LEADING):
             raise Unsafe("pictures before their key")
         if t in self.seen:
             raise Unsafe("two pictures at one time")
@@ -125,8 +131,9 @@ class GroupCollector:
         group.t.append(t)
         group.duration.append(duration)
         group.size.append(packet.size)
-        group.hidden.append(self.codec == "vp8" and not memoryview(packet)[0] & 0x10)
+        group.hidden.append(early or (self.codec == "vp8" and not memoryview(packet)[0] & 0x10))
         group.alone = group.alone and key
+        group.layered = group.layered or self.units.layer > 0
         self.bytes += packet.size
         if self.keep:
             group.packets.append(packet)
@@ -141,7 +148,7 @@ class GroupCollector:
         if packet.is_discard:
             raise Unsafe("an edit list hides pictures")
         if packet.is_corrupt:
-            raise Unsafe("a broken packet")
+            raise Unsafe("damage")
         if packet.pts is None:
             raise Unsafe("packets without times")
         span, key = packet.duration, packet.is_keyframe
@@ -151,12 +158,11 @@ class GroupCollector:
             raise Unsafe("timestamps restart")
         if t < 0:
             raise Unsafe("pictures before the start")
-        if key:
-            if packet.has_sidedata("new_extradata"):
-                raise Unsafe("the decoder's set-up changes")
-            if self.prefix is not None and not _resets(memoryview(packet), self.prefix):
-                raise Unsafe("key pictures that decoding cannot start at")
-        return t, duration, key
+        if key and packet.has_sidedata("new_extradata"):
+            raise Unsafe("the decoder's set-up changes")
+        self.units.look(packet)
+        # A key that decoding cannot start at is a picture like others.
+        return t, duration, key and self.units.starts(packet)
 
     def _ended_by(self, t: int, key: bool) -> Group | None:
         group = self.group
@@ -199,28 +205,54 @@ class GroupCollector:
         return group
 
 
-def _length_bytes(codec: str, extradata: bytes | None) -> int | None:
-    """How H.264 packets are cut into units: bytes of their lengths, 0 start codes, None others."""
-    if codec != "h264":
+class _Units:
+    """What the header of a packet's first slice tells, for codecs made of NAL units.
+
+    Attributes:
+        layer: Of the newest packet looked at; HEVC's temporal layer.
+    """
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        self.codec, self.starting = codec, _STARTS.get(codec)
+        self.layer = 0
+        # Units follow their lengths where the header is a record, else start codes.
+        place = 4 if codec == "h264" else 21
+        record = extradata is not None and len(extradata) > place and extradata[0] == 1
+        self.prefix = (extradata[place] & 3) + 1 if record and extradata else 0
+
+    def starts(self, packet: Any) -> bool:
+        """Decoding can start at this key packet."""
+        if self.starting is None:
+            return True
+        kind = self._first_slice(packet)
+        return kind is not None and kind in self.starting
+
+    def look(self, packet: Any) -> None:
+        """Find the layer of a packet."""
+        if self.codec == "hevc":
+            self._first_slice(packet)
+
+    def _first_slice(self, packet: Any) -> int | None:
+        data = memoryview(packet)
+        for place in self._places(data):
+            if self.codec == "h264":
+                kind = data[place] & 31
+                if 1 <= kind <= 5:
+                    return kind
+            elif place + 1 < len(data) and (kind := data[place] >> 1 & 63) < 32:
+                self.layer = (data[place + 1] & 7) - 1
+                return kind
         return None
-    avcc = extradata is not None and len(extradata) > 4 and extradata[0] == 1
-    return (extradata[4] & 3) + 1 if avcc and extradata else 0
 
-
-def _resets(data: memoryview, prefix: int) -> bool:
-    """The first slice in an H.264 packet is that of a picture that resets the decoder."""
-    place = 0
-    if prefix:
-        while place + prefix < len(data):
-            kind = data[place + prefix] & 31
-            if kind in (_IDR, _SLICE):
-                return kind == _IDR
-            place += prefix + int.from_bytes(data[place : place + prefix], "big")
-        return False
-    whole = data.tobytes()
-    while (place := whole.find(b"\0\0\1", place)) >= 0 and place + 3 < len(whole):
-        kind = whole[place + 3] & 31
-        if kind in (_IDR, _SLICE):
-            return kind == _IDR
-        place += 3
-    return False
+    def _places(self, data: memoryview) -> Iterator[int]:
+        """Where units begin."""
+        place, prefix = 0, self.prefix
+        if prefix:
+            while place + prefix < len(data):
+                yield place + prefix
+                place += prefix + int.from_bytes(data[place : place + prefix], "big")
+            return
+        whole = data.tobytes()
+        while (place := whole.find(b"\0\0\1", place)) >= 0 and place + 3 < len(whole):
+            place += 3
+            yield place

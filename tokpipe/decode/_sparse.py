@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from tokpipe.decode._groups import HEAVIEST, Group, GroupCollector, Unsafe
 from tokpipe.decode._looking import Looker
 from tokpipe.decode._picture import DecodedPicture
-from tokpipe.decode._probe import open_container, open_stream, reason
+from tokpipe.decode._probe import open_container, open_stream
 from tokpipe.decode._timeline import FrameRanks, Timeline
 from tokpipe.decode._wanted import Chooser, Effort, Wanted
 from tokpipe.decode.pyav import MediaSource, StreamReader
@@ -38,7 +38,7 @@ from tokpipe.tensors import AudioChunk
 #: Pictures that may wait decoded, and groups decoded at once where nobody says.
 _WAITING, _MOST_THREADS = 24, 8
 #: Codecs whose decoders can leave out pictures that no other refers to, and tell them rightly.
-_SKIPPING = frozenset(("h264", "mpeg1video", "mpeg2video", "mpeg4"))
+_SKIPPING = frozenset(("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"))
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class SparseSource(MediaSource):
 
     def damage(self, what: str) -> None:
         """Leave damage to the reader that goes past it."""
-        raise Unsafe(f"damage ({what})")
+        raise Unsafe("damage")
 
 
 def _cores() -> int:
@@ -125,7 +125,7 @@ class _SparseReader:
         assert info is not None  # noqa: S101 - only made when there is one
         self.source, self.info, self.timeline = source, info, timeline
         self.collector = GroupCollector(box, source.info, timeline, keep=True)
-        self.chooser = Chooser(source.effort, source.fps, timeline)
+        self.chooser = Chooser(source.effort, source.fps, timeline, info)
         self.decoders = _Decoders(source, box, timeline.scale)
         self.ranks = FrameRanks()
         self.reformatter = VideoReformatter()
@@ -281,7 +281,7 @@ class _Decoder:
             self.context.decode(packet)
             self.context.decode(None)
         except av.FFmpegError as error:
-            raise Unsafe(f"damage ({reason(error)})") from error
+            raise Unsafe("damage") from error
         self.context.flush_buffers()
 
     def run(self, group: Group, wanted: Wanted) -> _Done:
@@ -297,23 +297,28 @@ class _Decoder:
         for i, mark in zip(wanted.places, wanted.marked, strict=True):
             self.due[group.raw[i]] = (group.t[i], mark)
         whole = self.looker is not None or not group.closes
+        if self.looker is not None and group.opens and min(group.t) < group.t[0]:
+            raise Unsafe("groups that need the one before")
         if self.looker is not None:
             self.times.update(zip(group.raw, group.t, strict=True))
         try:
             for i in range(len(group) if whole else wanted.reach):
+                if group.opens and group.t[i] < group.t[0]:
+                    continue
                 if group.alone and i not in chosen and not whole:
                     continue
-                if self.skips and self.skipping == (i in chosen):
-                    self.skipping = i not in chosen
-                    self.context.skip_frame = "NONREF" if self.skipping else "DEFAULT"
+                skip = self.skips and not group.layered and i not in chosen
+                if skip != self.skipping:
+                    self.skipping = skip
+                    self.context.skip_frame = "NONREF" if skip else "DEFAULT"
                 self._pick(self.context.decode(group.packets[i]), done)
             if group.closes:
                 self._pick(self.context.decode(None), done)
                 self.context.flush_buffers()
         except av.FFmpegError as error:
-            raise Unsafe(f"damage ({reason(error)})") from error
+            raise Unsafe("damage") from error
         if group.closes and self.due:
-            raise Unsafe("a picture did not come out")
+            raise Unsafe("damage")
         if self.context.has_b_frames != self.delay:
             raise Unsafe("the order of pictures changes")
         group.packets = []
@@ -324,14 +329,14 @@ class _Decoder:
         for frame in frames:
             done.decoded += 1
             if frame.is_corrupt:
-                raise Unsafe("a damaged picture")
+                raise Unsafe("damage")
             if frame.interlaced_frame:
                 raise Unsafe("interlaced")
             found = self.due.pop(frame.pts, None)
             if self.looker is not None:
                 t = self.times.get(frame.pts)
                 if t is None:
-                    raise Unsafe("a picture without a packet")
+                    raise Unsafe("damage")
                 if self.looker.differs(frame, t / self.scale):
                     found = (t, True)
             if found is not None:

@@ -154,11 +154,14 @@ class StreamClock:
     def _in_epoch(self, raw: int, order: int | None) -> int:
         line = self.timeline
         offset = line.offsets[self.epoch]
-        back = (
-            order is not None
-            and self.last is not None
-            and order + offset < self.last - RESET * line.scale
-        )
+        last = self.last
+        ahead = raw + offset - self.end
+        if ahead <= RESET * line.scale and (
+            order is None or last is None or order + offset >= last
+        ):
+            # In step, as nearly always: neither back nor too far ahead.
+            return raw + offset
+        back = order is not None and last is not None and order + offset < last - RESET * line.scale
         if back or line.absurd(raw + offset, self.end):
             return self._next_epoch(raw)
         return raw + offset

@@ -8,7 +8,6 @@ whole file and depends on nothing else: no budget, no thread, no batch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tokpipe.decode._timeline import Timeline
-    from tokpipe.spec import MediaInfo
+    from tokpipe.spec import MediaInfo, VideoInfo
 
 Effort = Literal["fast", "balanced", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("fast", "balanced", "thorough")
@@ -29,13 +28,23 @@ EFFORTS: tuple[Effort, ...] = ("fast", "balanced", "thorough")
 #: the group's key. Measured on lectures: lines of text 3.9 times and 0.085, slides 17 and 0.4,
 #: ordinary packets up to 2.9 and 0.07; on film, cuts 4 times and 0.5.
 _ABOVE, _PART = 3.0, 0.05
-#: Packets on both sides that count as neighbours, and how many make a percentile.
-_NEAR, _FEW = 30, 8
-#: Bytes since the last chosen picture, in keys, at which another one is due.
-_NEWS = 1.0
-#: Part of a group's packets that may be decoded for pictures between key and changes: for a still
-#: group, and for one with as many bytes a second as this many keys.
-_SHARE, _MOST, _ACTIVE = 0.2, 0.5, 8.0
+#: Packets on both sides that count as neighbours.
+_NEAR = 30
+#: Bytes since the last chosen picture, in keys, at which another one is due: in a group that is
+#: active, and in another.
+_NEWS, _QUIET = 0.3, 1.0
+#: A group is active with so many keys' bytes a second, and so many bits a pixel: a speaker in the
+#: corner of a slide has 0.3 and 0.003, a film 2.6 and 0.09, a camera in motion 0.6 and 0.04.
+_KEYS, _BITS = 0.6, 0.02
+#: Part of an active group's packets that may be decoded for pictures between key and changes, for
+#: small pictures and for those of ``_LARGE`` pixels, where decoding outweighs all else: in a film,
+#: and in a take that has gone on for ``_TAKE`` seconds without a change.
+_FILM, _ACTION = (0.12, 0.4), (0.5, 0.9)
+_LARGE, _TAKE = 1280 * 720, 20.0
+#: Seconds after the last picture at which it is worth decoding on for another.
+_APART = 1.0
+#: Share from which a take is action.
+_DENSE = 0.4
 #: Packets that may be saved up for later groups, or owed for changes.
 _SAVED, _OWED = 250, 500
 #: Seconds of media below which reading in part saves too little.
@@ -85,118 +94,139 @@ class Chooser:
     thorough: all pictures on ticks; the reader looks at every picture for changes.
     """
 
-    def __init__(self, effort: Effort, fps: float, timeline: Timeline) -> None:
+    def __init__(self, effort: Effort, fps: float, timeline: Timeline, video: VideoInfo) -> None:
         """Start before the first group; ``fps`` is the sampler's ticks a second."""
         self.effort, self.fps, self.timeline = effort, fps, timeline
-        self.origin: int | None = None
+        self.pixels = max(video.width * video.height, 1)
+        self.origin: float | None = None
         self.tick = 0
         self.sizes: list[int] = []
         self.key = 0
         self.allowed = 0.0
-        self.last = 0.0
+        self.last = self.change = 0.0
 
     def choose(self, group: Group) -> Wanted:
         """The pictures of the next group that are wanted."""
-        size = np.array(group.size, dtype=np.int64)
-        order = np.argsort(np.array(group.t), kind="stable").tolist()
-        shown = [i for i in order if not group.hidden[i]]
-        ticks = self._on_ticks(group, shown)
-        if group.alone:
-            picked = self._alone(group, ticks)
-        else:
-            picked = self._grouped(group, size, shown, ticks)
+        scale = self.timeline.scale
+        order = np.argsort(np.array(group.t), kind="stable")
+        shown = order[~np.array(group.hidden)[order]]
+        # By Python's own division, as the reader's times.
+        at = np.array([t / scale for t in group.t])
+        here = _Here(group, np.array(group.size, dtype=np.int64), shown, at)
+        here.ticks = self._on_ticks(here)
+        picked = self._alone(here) if group.alone else self._grouped(here)
         places = sorted(picked, key=lambda i: group.t[i])
         return Wanted(places, [picked[i] for i in places], 1 + max(places, default=-1))
 
-    def _alone(self, group: Group, ticks: list[int]) -> dict[int, bool]:
+    def _alone(self, here: _Here) -> dict[int, bool]:
         """Pictures that each stand on their own: those on ticks are enough, and cost no more."""
-        self.key = group.size[-1]
-        self.last = self.timeline.seconds(group.t[-1])
-        return dict.fromkeys(ticks, False)
+        self.key = int(here.size[-1])
+        self.last = float(here.at[-1])
+        return dict.fromkeys(here.ticks, False)
 
-    def _grouped(
-        self, group: Group, size: NDArray[np.int64], shown: list[int], ticks: list[int]
-    ) -> dict[int, bool]:
-        picked: dict[int, bool] = {}
-        before, inter = self.key, size
+    def _grouped(self, here: _Here) -> dict[int, bool]:
+        group, picked = here.group, dict[int, bool]()
+        before, inter = self.key, here.size
         if group.opens:
-            self.key, inter = int(size[0]), size[1:]
+            self.key, inter = int(here.size[0]), here.size[1:]
             other = abs(self.key - before) > _OTHER_KEY * max(self.key, before)
             picked[0] = bool(before) and other
         if self.effort == "thorough":
-            picked |= {i: picked.get(i, False) for i in ticks}
+            picked |= {i: picked.get(i, False) for i in here.ticks}
         else:
-            first = len(size) - len(inter)
-            changes = [int(i) + first for i in self._changes(inter)]
-            picked |= {i: True for i in changes if not group.hidden[i]}
+            first = len(group) - len(inter)
+            changes = [i + first for i in self._changes(inter)]
+            changes = [i for i in changes if not group.hidden[i]]
+            picked |= dict.fromkeys(changes, True)
             if self.effort == "balanced":
-                self._spread(group, size, shown, ticks, picked)
+                self._spread(here, inter, picked)
+            if changes:
+                self.change = float(here.at[changes].max())
         self.sizes = [*self.sizes, *inter.tolist()][-_REMEMBERED:]
         if picked:
-            self.last = self.timeline.seconds(max(group.t[i] for i in picked))
+            self.last = float(here.at[list(picked)].max())
         return picked
 
-    def _changes(self, inter: NDArray[np.int64]) -> NDArray[np.intp]:
+    def _changes(self, inter: NDArray[np.int64]) -> list[int]:
         """Packets far above their neighbours."""
         if not len(inter):
-            return np.zeros(0, dtype=np.intp)
+            return []
         every = np.concatenate([np.array(self.sizes, dtype=np.int64), inter])
         offset = len(self.sizes)
         floor = max(_PART * self.key, _ABOVE * float(np.median(every)))
         found = []
-        for i in np.flatnonzero(inter >= floor):
-            at = int(i) + offset
-            near = np.sort(every[max(0, at - _NEAR) : at + _NEAR + 1])
-            # Too few to tell a tail: then nothing else may come near it.
-            usual = np.quantile(near, 0.9) if len(near) > _FEW else near[max(len(near) - 2, 0)]
+        for i in np.flatnonzero(inter >= floor).tolist():
+            near = np.sort(every[max(0, i + offset - _NEAR) : i + offset + _NEAR + 1])
+            # Where few are near, nothing else may come near it.
+            usual = near[min(int(0.9 * (len(near) - 1)), max(len(near) - 2, 0))]
             if inter[i] >= _ABOVE * usual:
                 found.append(i)
-        return np.array(found, dtype=np.intp)
+        return found
 
-    def _spread(
-        self, group: Group, size: NDArray[np.int64], shown: list[int], ticks: list[int],
-        picked: dict[int, bool],
-    ) -> None:  # fmt: skip
+    def _spread(self, here: _Here, inter: NDArray[np.int64], picked: dict[int, bool]) -> None:
         """Add pictures on ticks: what the bytes deserve, as far as the allowance goes."""
-        seconds = self.timeline.seconds
-        span = max(seconds(max(group.t) - min(group.t)), 1e-3)
-        first = 1 if group.opens else 0
-        pace = float(size[first:].sum()) / max(self.key, 1) / span
-        share = _SHARE + (_MOST - _SHARE) * min(1.0, pace / _ACTIVE)
-        reach = max(picked, default=-1)
-        self.allowed = min(self.allowed + share * len(size), _SAVED)
-        self.allowed = max(self.allowed - max(reach, 0), -_OWED)
-        due, news, last = set(ticks), 0, self.last
-        for i in shown:
-            at = seconds(group.t[i])
-            if i in picked:
-                news, last = 0, at
-                continue
-            news += int(size[i])
-            if i not in due:
-                continue
-            cost = max(0, i - reach)
-            bored = at - last >= GAP
-            if bored or (news >= _NEWS * self.key and cost <= self.allowed):
+        start, end = float(here.at.min()), float(here.at.max())
+        share = self._share(inter, len(here.group), start, end)
+        reach = max(picked, default=0)
+        self.allowed = min(self.allowed + share * len(here.group), _SAVED)
+        self.allowed = max(self.allowed - reach, -_OWED)
+        apart = min(_APART, (end - start) / 2)
+        needed = self.key * (_NEWS if share >= min(_FILM) else _QUIET)
+        bytes_till = np.zeros(len(here.group), dtype=np.int64)
+        bytes_till[here.shown] = np.cumsum(here.size[here.shown])
+        seen, last = 0, self.last
+        for i in sorted({*here.ticks, *picked}, key=lambda i: here.group.t[i]):
+            at, news = float(here.at[i]), int(bytes_till[i]) - seen
+            if i not in picked:
+                cost = max(0, i - reach)
+                # Decoding up to a change passes by others, which then cost nothing.
+                worth = cost == 0 or (cost <= self.allowed and at - last >= apart)
+                if at - last < GAP and not (news >= needed and worth):
+                    continue
                 picked[i] = False
                 self.allowed = max(self.allowed - cost, -_OWED)
-                reach, news, last = max(reach, i), 0, at
+                reach = max(reach, i)
+            seen, last = int(bytes_till[i]), at
+        if start - self.change >= _TAKE and share > _DENSE:
+            # Nothing else is new in a long take: what decoding passes by is shown as well.
+            picked |= {i: picked.get(i, False) for i in here.ticks if i <= reach}
 
-    def _on_ticks(self, group: Group, shown: list[int]) -> list[int]:
+    def _share(self, inter: NDArray[np.int64], packets: int, start: float, end: float) -> float:
+        """Part of the group's packets that may be decoded for pictures on ticks."""
+        total = float(inter.sum())
+        pace = total / max(self.key, 1) / max(end - start, 1e-3)
+        large = min(1.0, self.pixels / _LARGE)
+        film, action = (low + (high - low) * large for low, high in (_FILM, _ACTION))
+        take = min(1.0, max(0.0, start - self.change) / _TAKE)
+        bits = 8 * total / packets / self.pixels
+        active = min(1.0, pace / _KEYS) * min(1.0, bits / _BITS)
+        return active * (film + (action - film) * take)
+
+    def _on_ticks(self, here: _Here) -> list[int]:
         """Places of the pictures that are on screen at the sampler's ticks, as it counts them."""
-        seconds, found = self.timeline.seconds, []
-        if shown and self.origin is None:
-            self.origin = group.t[shown[0]]
-        zero = seconds(self.origin or 0)
-        for i, after in zip(shown, [*shown[1:], None], strict=True):
-            if after is not None:
-                stop = seconds(group.t[after])
-            elif group.next_t is not None:
-                stop = seconds(group.next_t)
-            else:
-                stop = seconds(group.t[i]) + max(seconds(group.duration[i]), 1e-3)
-            due = math.ceil((stop - zero) * self.fps - 1e-6)
-            if due > self.tick:
-                found.append(i)
-                self.tick = due
+        group, shown = here.group, here.shown
+        if not len(shown):
+            return []
+        start = here.at[shown]
+        if self.origin is None:
+            self.origin = float(start[0])
+        if group.next_t is not None:
+            end = group.next_t / self.timeline.scale
+        else:
+            end = float(start[-1]) + max(self.timeline.seconds(group.duration[shown[-1]]), 1e-3)
+        due = np.ceil((np.append(start[1:], end) - self.origin) * self.fps - 1e-6)
+        before = np.maximum.accumulate(np.append(self.tick, due))
+        self.tick = int(before[-1])
+        found: list[int] = shown[due > before[:-1]].tolist()
         return found
+
+
+@dataclass(slots=True)
+class _Here:
+    """A group as arrays: bytes int64 and seconds float64 of each packet, places in time order."""
+
+    group: Group
+    size: NDArray[np.int64]
+    shown: NDArray[np.intp]
+    at: NDArray[np.float64]
+    ticks: list[int] = field(default_factory=list)

@@ -142,11 +142,11 @@ class _Chosen:
 
     def __init__(self, box: Any, info: MediaInfo, effort: Effort, fps: float) -> None:
         self.timeline = open_timeline(box, info)
-        self.chooser = Chooser(effort, fps, self.timeline)
         self.pts, self.mark = array("d"), array("b")
         self.collector: GroupCollector | None = None
         self.whole = reads_whole(info)
-        if self.whole is None:
+        if self.whole is None and info.video is not None:
+            self.chooser = Chooser(effort, fps, self.timeline, info.video)
             try:
                 self.collector = GroupCollector(box, info, self.timeline, keep=False)
             except Unsafe as why:
@@ -164,7 +164,7 @@ class _Chosen:
         if self.collector is not None:
             self._note(self.collector.finish())
         restarted = "timestamps restart" if resets else None
-        return self.whole or (failures[0] if failures else restarted)
+        return self.whole or ("damage" if failures else restarted)
 
     def wanted(self, pts: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The choice as a column beside the times of all pictures."""
