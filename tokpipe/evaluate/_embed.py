@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tokpipe import registry
-from tokpipe.device import pick_device
-from tokpipe.encode._batches import encode_pictures
+from tokpipe.device import inference, pick_device
 from tokpipe.encode.pixels import describe
 from tokpipe.errors import RecipeError
 from tokpipe.grid import CELL
@@ -105,15 +104,15 @@ class Neural:
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> Vectors:
         """Unit vectors float32 [B, E]."""
-        made = encode_pictures(
-            self._tower, enumerate(pictures), device=pick_device(self._running.device),
-            columns=self._columns, batch=self._running.batch,
-        )  # fmt: skip
-        rows = [
-            encoded.columns[_POOLED][0, 0] if self._columns else encoded.data[0].float().mean(0)
-            for _, encoded in made
-        ]
-        return _unit(torch.stack(rows).float().cpu()).numpy()
+        device, step = pick_device(self._running.device), self._running.batch or BATCH
+        rows = []
+        for a in range(0, len(pictures), step):
+            pixels = torch.from_numpy(np.stack(pictures[a : a + step])).to(device)
+            with inference():
+                made = self._tower.encode(self._tower.prepare(pixels), self._columns)
+            pooled = made.columns[_POOLED][:, 0] if self._columns else made.data.float().mean(1)
+            rows.append(pooled.float().cpu())
+        return _unit(torch.cat(rows)).numpy()
 
 
 def _regions(maps: Tensor) -> Tensor:
