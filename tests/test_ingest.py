@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from tokpipe.chain import Chain, build_chain
-from tokpipe.decode import probe
+from tokpipe.decode import _wanted, probe
 from tokpipe.encode.mel import Mel
 from tokpipe.encode.pixels import describe
 from tokpipe.errors import DecodeError, TokpipeError
 from tokpipe.ingest import Ingested, ingest
 from tokpipe.recipe import load_recipe
+from tokpipe.testing.damage import damage_frames
 from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 
 
@@ -160,3 +161,77 @@ def test_progress_counts_media_seconds(samples: Path) -> None:
 def test_wrong_parameters_are_found_before_anything_is_read() -> None:
     with pytest.raises(TokpipeError, match="cells"):
         chains_of("fps | pixels:cells=1000")
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty seconds with sound, a key picture every four."""
+    path = tmp_path_factory.mktemp("long") / "clip.mp4"
+    video = VideoTrack(frames=300, fps=Fraction(15), gop=60)
+    write_media(path, video, AudioTrack(duration=Fraction(20)))
+    return path
+
+
+def same_bytes(one: Any, two: Any) -> bool:
+    names = ("descriptors", "pictures", "frames", "audio", "mel", "mel_columns")
+    parts = [
+        [b.rows(n, 0, b._size(n), np.dtype("u1")).tobytes() for n in names] for b in (one, two)
+    ]
+    return bool(parts[0] == parts[1])
+
+
+def test_effort_decodes_less_and_is_recorded(long_clip: Path) -> None:
+    found = {e: fill(long_clip, effort=e).bank for e in ("fast", "balanced", "thorough")}
+    decoded = [found[e].meta["decoded"] for e in found]
+    assert decoded == sorted(decoded)
+    assert decoded[0] < 30
+    assert decoded[2] == 300
+    assert found["fast"].meta["steps"] < found["thorough"].meta["steps"]
+    for effort, bank in found.items():
+        assert bank.meta["reader"]["effort"] == effort
+        assert bank.meta["whole"] is None
+        assert bank.meta["video_end"] == pytest.approx(20.0, abs=0.01)
+        bank.close()
+
+
+@pytest.mark.parametrize("effort", ["balanced", "thorough"])
+def test_entry_does_not_depend_on_decoding_threads(long_clip: Path, effort: str) -> None:
+    one, two = (fill(long_clip, effort=effort, threads=n).bank for n in (1, 3))
+    assert one.meta == two.meta
+    assert same_bytes(one, two)
+    one.close()
+    two.close()
+
+
+def test_effort_has_entries_of_its_own(
+    long_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path))
+    found = [fill(long_clip, keep=True, effort=e) for e in ("fast", "thorough", "fast")]
+    assert [f.reused for f in found] == [False, False, True]
+    for one in found:
+        one.bank.close()
+
+
+def test_damage_met_in_part_is_read_again_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "damaged.mp4"
+    write_media(path, VideoTrack(frames=300, fps=Fraction(15), gop=30))
+    damage_frames(path, [150, 151, 152], count=60)
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path))
+    seen: list[float] = []
+    found = fill(path, keep=True, threads=3, progress=lambda _s, at, _e: seen.append(at))
+    bank = found.bank
+    assert bank.meta["whole"] == "damage"
+    assert "scout-sequential" in [code for code, _ in bank.meta["notes"]]
+    assert bank.meta["damaged"] > 0
+    assert bank.meta["decoded"] > 250
+    assert seen == sorted(seen)
+    assert [p.name for p in (tmp_path / "bank").iterdir()] == [found.key]
+    monkeypatch.setattr(_wanted, "SHORT", 60.0)
+    plain = fill(path).bank
+    assert plain.meta["whole"] != "damage"
+    assert same_bytes(bank, plain)
+    bank.close()
+    plain.close()

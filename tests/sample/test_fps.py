@@ -166,3 +166,38 @@ def test_count_without_video_or_duration() -> None:
     only = MediaInfo(name="a", container="mp4", fingerprint="", size=1, audio=sound)
     assert Fps().count(only) == 0
     assert Fps().count(info_of(10, Fraction(5), known=False)) is None
+
+
+@dataclass(frozen=True)
+class Change(Frame):
+    marked: bool = True
+
+
+def test_marked_frames_are_chosen_between_ticks() -> None:
+    frames: list[Frame] = clip([n / 10 for n in range(20)], 2.0)
+    for n in (3, 12):
+        frames[n] = Change(n / 10, 0.1)
+    chosen = [round(frame.pts * 10) for frame in Fps(2.0).sample(frames)]
+    assert chosen == [0, 3, 5, 10, 12, 15]
+
+
+def test_a_marked_frame_still_on_screen_at_the_tick_is_not_chosen_twice() -> None:
+    frames = [Frame(0.0, 0.4), Change(0.4, 0.4), Frame(0.8, 0.4), Frame(1.2, 0.4)]
+    assert list(Fps(2.0).sample(frames)) == frames
+
+
+def test_sparse_frames_are_all_chosen() -> None:
+    """As those that are decoded: a still group, a change, a still group again."""
+    frames = [Frame(0.0, 0.04), Change(3.21, 0.04), Frame(5.25, 0.04), Change(8.3, 0.04)]
+    assert list(Fps(2.0).sample(frames)) == frames
+
+
+def test_at_most_eight_marked_frames_a_second() -> None:
+    frames = [Change(n / 64, 1 / 64) for n in range(65)]
+    chosen = [frame.pts for frame in Fps(2.0).sample(frames)]
+    assert chosen == [n / 8 for n in range(9)]
+
+
+def test_a_damaged_frame_is_no_change() -> None:
+    frames = [Frame(0.0, 0.2), Change(0.2, 0.2, usable=False), Change(0.4, 0.2, corrupt=True)]
+    assert list(Fps(2.0).sample(frames)) == [frames[0]]

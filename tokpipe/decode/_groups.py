@@ -25,6 +25,8 @@ _RUN = 2
 _GROUPED = frozenset(
     ("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4")
 )  # fmt: skip
+#: Of these, those with pictures that are never shown and serve many others.
+_UNEVEN = frozenset(("vp8", "vp9", "av1"))
 #: Of these, those in which pictures shown before a key may follow it, and no later one needs them.
 _LEADING = frozenset(("hevc", "mpeg1video", "mpeg2video"))
 #: NAL unit types of pictures that decoding can start at: H.264's IDR, HEVC's random access points.
@@ -46,6 +48,7 @@ class Group:
         hidden: Packets that show no picture of their own, or one that needs the group before.
         packets: Empty where only their headers are wanted.
         alone: Every picture decodes on its own.
+        uneven: Its codec spends much on few pictures, out of sight, also where nothing changes.
         layered: Pictures that nothing in their layer refers to may serve higher layers.
         opens, closes: The group begins at a key, and nothing of it follows; a long one is cut.
         next_t: Time of the picture after it, None at the end.
@@ -59,6 +62,7 @@ class Group:
     packets: list[Any] = field(default_factory=list)
     alone: bool = True
     layered: bool = False
+    uneven: bool = False
     opens: bool = True
     closes: bool = True
     next_t: int | None = None
@@ -120,7 +124,7 @@ class GroupCollector:
         if group is None:
             if not key and self.latest < 0:
                 raise Unsafe("no key picture at the start")
-            group = self.group = Group(opens=key)
+            group = self.group = Group(opens=key, uneven=self.codec in _UNEVEN)
         early = bool(group.t) and group.opens and t < group.t[0]
         if t <= self.latest or (early and self.codec not in _LEADING):
             raise Unsafe("pictures before their key")
@@ -182,7 +186,7 @@ class GroupCollector:
 
     def _part(self, group: Group) -> Group:
         """Leave the last key of a run of keys to the pictures that follow it."""
-        last = Group()
+        last = Group(uneven=group.uneven)
         for name in ("raw", "t", "duration", "size", "hidden", "packets"):
             values = getattr(group, name)
             setattr(last, name, values[-1:])

@@ -28,8 +28,8 @@ EFFORTS: tuple[Effort, ...] = ("fast", "balanced", "thorough")
 #: the group's key. Measured on lectures: lines of text 3.9 times and 0.085, slides 17 and 0.4,
 #: ordinary packets up to 2.9 and 0.07; on film, cuts 4 times and 0.5.
 _ABOVE, _PART = 3.0, 0.05
-#: Packets on both sides that count as neighbours.
-_NEAR = 30
+#: Packets on both sides that count as neighbours, where one in four is large, or one in sixteen.
+_NEAR, _FAR = 30, 48
 #: Bytes since the last chosen picture, in keys, at which another one is due: in a group that is
 #: active, and in another.
 _NEWS, _QUIET = 0.3, 1.0
@@ -51,6 +51,9 @@ _SAVED, _OWED = 250, 500
 SHORT = 15.0
 #: Seconds after which a picture is due even where nothing seems to happen.
 GAP = 20.0
+#: Packets that a picture is coded before others that are shown before it, from which on a stream
+#: has few large ones.
+_AHEAD = 5
 #: Sizes of earlier packets remembered.
 _REMEMBERED = 60
 #: Part of its size by which a key must differ from the one before to count as a change.
@@ -63,7 +66,7 @@ class Wanted:
 
     Attributes:
         places: Their packets in the group, in presentation order.
-        marked: Of each, whether it shows a change.
+        marked: Of each, whether it shows a change, or is the last.
         reach: Packets that must be fed at most.
     """
 
@@ -115,6 +118,12 @@ class Chooser:
         here = _Here(group, np.array(group.size, dtype=np.int64), shown, at)
         here.ticks = self._on_ticks(here)
         picked = self._alone(here) if group.alone else self._grouped(here)
+        if group.next_t is None and not group.alone and self.effort != "thorough":
+            # The last picture stands for all that follows, which no tick of its own may tell.
+            last = max(
+                picked, key=lambda i: group.t[i], default=int(shown[0]) if len(shown) else -1
+            )
+            picked |= {last: True} if last >= 0 else {}
         places = sorted(picked, key=lambda i: group.t[i])
         return Wanted(places, [picked[i] for i in places], 1 + max(places, default=-1))
 
@@ -135,7 +144,7 @@ class Chooser:
             picked |= {i: picked.get(i, False) for i in here.ticks}
         else:
             first = len(group) - len(inter)
-            changes = [i + first for i in self._changes(inter)]
+            changes = [i + first for i in self._changes(here, inter)]
             changes = [i for i in changes if not group.hidden[i]]
             picked |= dict.fromkeys(changes, True)
             if self.effort == "balanced":
@@ -147,8 +156,11 @@ class Chooser:
             self.last = float(here.at[list(picked)].max())
         return picked
 
-    def _changes(self, inter: NDArray[np.int64]) -> list[int]:
+    def _changes(self, here: _Here, inter: NDArray[np.int64]) -> list[int]:
         """Packets far above their neighbours."""
+        # Where pictures are coded far ahead of the others, or unseen, one in many is large.
+        moved = np.abs(here.shown - np.arange(len(here.shown))).max(initial=0)
+        uneven = here.group.uneven or moved >= _AHEAD
         if not len(inter):
             return []
         every = np.concatenate([np.array(self.sizes, dtype=np.int64), inter])
@@ -156,9 +168,11 @@ class Chooser:
         floor = max(_PART * self.key, _ABOVE * float(np.median(every)))
         found = []
         for i in np.flatnonzero(inter >= floor).tolist():
-            near = np.sort(every[max(0, i + offset - _NEAR) : i + offset + _NEAR + 1])
-            # Where few are near, nothing else may come near it.
-            usual = near[min(int(0.9 * (len(near) - 1)), max(len(near) - 2, 0))]
+            at, span = i + offset, _FAR if uneven else _NEAR
+            near = np.sort(every[max(0, at - span) : at + span + 1])
+            # Itself and two more may be changes. Where few are near, nothing else may be as large.
+            below = 3 if uneven else len(near) // 10
+            usual = near[max(len(near) - 1 - max(below, 1), 0)]
             if inter[i] >= _ABOVE * usual:
                 found.append(i)
         return found
