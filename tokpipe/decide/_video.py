@@ -30,7 +30,7 @@ from tokpipe.tensors import Query, TokenBatch
 
 #: Tokens a reducer of video scope sees at least, and without a budget.
 POOL, UNBOUNDED = 16384, 1 << 18
-_SCORER, _SELECTOR = "temporal-drop", "anchor-updates"
+_SCORER, _SELECTOR = "temporal-drop", "coverage-updates"
 #: What a chain of features gets that names no rule: the tokens that lie farthest apart.
 _DIVERSE = StepSpec(use="max-min", params={"scope": "video"})
 
@@ -87,9 +87,7 @@ class VideoSide:
         if self._state is not None:
             budget = self.supply.total if budget is None else budget
             self.final.settle(self._state, budget, layout, each)
-            pieces, chosen = len(self._state.pieces), len(self._state.chosen)
-            cells = self.feed.grid[0] * self.feed.grid[1]
-            self.settled = chosen // cells * pieces if pieces else chosen
+            self.settled = self._state.given
             return
         self._made = self._generic(budget, layout, each)
         self.settled = len(self._made)

@@ -21,14 +21,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tokpipe.compress._cell_distance import (
+    CHROMA_LEVEL,
+    DIM,
+    LUMA_LEVEL,
+    LUMA_SIDE,
+    cell_change,
+)
 from tokpipe.compress._states import StateMapper, frame_slices
 from tokpipe.errors import RecipeError
 from tokpipe.spec import Layout, Scope
 from tokpipe.tensors import TokenBatch, TokenMap
-
-#: Luma and chroma parts of a ``pixels`` descriptor, and pixels per side of each plane's cell.
-_LUMA, _CHROMA, _DIM = slice(0, 16), slice(16, 24), 24
-_LUMA_SIDE, _CHROMA_SIDE = 28.0, 14.0
 
 
 @dataclass(slots=True)
@@ -57,8 +60,8 @@ class TemporalDrop:
     version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("score",)
 
-    luma: Annotated[float, Field(ge=0.01, le=255)] = 3.0
-    chroma: Annotated[float, Field(ge=0.01, le=255)] = 4.0
+    luma: Annotated[float, Field(ge=0.01, le=255)] = LUMA_LEVEL
+    chroma: Annotated[float, Field(ge=0.01, le=255)] = CHROMA_LEVEL
     reference: Literal["kept", "previous"] = "kept"
     threshold: Annotated[float | None, Field(gt=0)] = None
 
@@ -96,7 +99,7 @@ class TemporalDrop:
 
     def score(self, state: _State, new: TokenBatch) -> NDArray[np.float32]:
         """Change of each cell against its reference, float32 [N]; moves the reference on."""
-        if new.data.shape[1] != _DIM:
+        if new.data.shape[1] != DIM:
             raise RecipeError(
                 "`temporal-drop` compares `pixels` descriptors, "
                 f"got tokens of width {new.data.shape[1]}",
@@ -114,12 +117,7 @@ class TemporalDrop:
                     "`temporal-drop` needs whole frames of one size",
                     hint="put it right after `pixels`",
                 )
-            step = now - last
-            luma = np.sqrt((step[:, _LUMA] ** 2).sum(1)) / np.float32(_LUMA_SIDE * self.luma)
-            chroma = np.sqrt((step[:, _CHROMA] ** 2).sum(1)) / np.float32(
-                _CHROMA_SIDE * self.chroma
-            )
-            score = np.maximum(luma, chroma)
+            score = cell_change(now, last, self.luma, self.chroma)
             if first:
                 score = np.maximum(score, np.float32(max(border, 1.0)))
             moved = (score >= border)[:, None] if self.reference == "kept" else np.True_
@@ -130,6 +128,6 @@ class TemporalDrop:
 
 def _grey(cells: int) -> NDArray[np.float32]:
     """Descriptors of flat mid-grey, what a cell shows before anything is known of it."""
-    flat = np.zeros((cells, _DIM), dtype=np.float32)
-    flat[:, 0] = 128 * _LUMA_SIDE
+    flat = np.zeros((cells, DIM), dtype=np.float32)
+    flat[:, 0] = 128 * LUMA_SIDE
     return flat

@@ -1,0 +1,33 @@
+"""How much a cell's ``pixels`` descriptor differs from another's, in borders of what is noticed.
+
+Luma and chroma are taken apart, as root mean squares over the cell in grey levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Width of a descriptor, its luma part, and the pixels per side of each plane's cell.
+DIM, LUMA = 24, 16
+LUMA_SIDE, CHROMA_SIDE = 28.0, 14.0
+#: Grey levels of luma and of chroma under which a cell counts as unchanged.
+LUMA_LEVEL, CHROMA_LEVEL = 3.0, 4.0
+
+
+def cell_change(
+    now: NDArray[Any], last: NDArray[Any], luma: float = LUMA_LEVEL, chroma: float = CHROMA_LEVEL
+) -> NDArray[np.float32]:
+    """Change float32 [..., C] between descriptors [..., C, 24]; 1 is the border of novel.
+
+    Args:
+        luma, chroma: Grey levels that count as 1.
+    """
+    step = np.subtract(now, last, dtype=np.float32)
+    step *= step
+    scale = np.float32(LUMA_SIDE * luma), np.float32(CHROMA_SIDE * chroma)
+    first = np.sqrt(step[..., :LUMA].sum(-1)) / scale[0]
+    made: NDArray[np.float32] = np.maximum(first, np.sqrt(step[..., LUMA:].sum(-1)) / scale[1])
+    return made

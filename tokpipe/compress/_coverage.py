@@ -1,0 +1,197 @@
+"""Which moments cover a whole video best under a budget of cells, each sent as what changed.
+
+A moment is sent like a picture of a video codec: only the cells that differ from what is shown
+already. So the cost of a moment depends on its neighbours among the chosen, and still scenes buy
+many moments. Moments are chosen greedily: most covered for its cost first (facility location under
+a knapsack), then those least like anything chosen.
+
+Letters: n moments, C cells of a picture, P pieces of a picture at a reduced grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.compress._cell_distance import cell_change
+from tokpipe.compress._moments import Moments
+from tokpipe.compress._two_pass import Ids, owners, regular_pieces
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+#: Exponent of the distance in what the greedy rule covers: far pictures weigh more than in a mean.
+_POWER = 2.4
+#: Loss of likeness in an image embedding per unit of distance, measured on varied media.
+_LIKENESS = 0.125
+#: Loss of likeness of a picture 8 cells wide; it falls with the square of the width.
+_BLUR, _WIDTH = 0.045, 8
+#: Distance from which a moment is a state of its own, and from which it is unlike anything shown.
+STATE, FOREIGN = 0.3, 0.8
+#: Part of the budget kept for moments unlike anything shown, however short.
+RESERVE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A grid that pictures are sent at.
+
+    Attributes:
+        owner: int64 [C], the piece each cell lies in; None: every cell is its own piece.
+        count: P.
+        blur: Loss of likeness of a picture at this grid.
+    """
+
+    owner: Ids | None
+    count: int
+    blur: float
+
+
+def levels_of(rows: int, cols: int) -> list[Level]:
+    """The full grid, and three quarters and halves of it down to 8 cells on the long side."""
+    cells, long = rows * cols, max(rows, cols)
+    made = [Level(None, cells, _blur(long))]
+    for part in (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125):
+        high, wide = math.ceil(rows * part), math.ceil(cols * part)
+        if max(high, wide) < _WIDTH or (high, wide) == (rows, cols):
+            continue
+        pieces = regular_pieces(rows, cols, high, wide)
+        made.append(Level(owners(pieces, rows, cols), len(pieces), _blur(max(high, wide))))
+    return made
+
+
+def _blur(long: int) -> float:
+    return _BLUR * (_WIDTH / long) ** 2
+
+
+class Cover:
+    """Chooses moments one by one; the order is that of :attr:`order`.
+
+    Attributes:
+        order: Chosen moments.
+        spent: Tokens they cost, as far as neighbours tell.
+    """
+
+    def __init__(self, moments: Moments, apart: NDArray[np.float32], level: Level, whole: Mask,
+                 budget: int, *, delta: bool = True) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+            apart: Distances [n, n].
+            level: What moments are sent at, but those in ``whole`` bool [n] at the full grid.
+            budget: Tokens in all.
+            delta: Send what changed; otherwise every moment is sent as a whole.
+        """
+        self.moments, self.level, self.budget, self.delta = moments, level, budget, delta
+        self.coarse = ~whole if level.owner is not None else np.zeros(len(moments), np.bool_)
+        self.apart = apart
+        self.loss = apart**_POWER
+        self.weight = moments.seconds / moments.seconds.sum()
+        self.near = np.full(len(moments), np.float32(apart.max() * 1.01 + 1e-3))
+        self.gain = self._gained(np.arange(len(moments)), self.near**_POWER)
+        self.cells = moments.rows * moments.cols
+        self.full = np.where(self.coarse, level.count, self.cells).astype(np.float64)
+        self.cost = self.full.copy()
+        self.order: list[int] = []
+        self.sorted: list[int] = []
+        self.spent = 0.0
+
+    def _gained(self, rows: Ids, now: NDArray[Any]) -> Floats:
+        """What each moment would take off the loss ``now`` [m] of the moments ``rows``."""
+        better = np.maximum(now[:, None] - self.loss[rows], 0)
+        made: Floats = (self.weight[rows] @ better).astype(np.float64)
+        return made
+
+    def left(self) -> float:
+        """Mean loss of likeness to the nearest chosen moment, with what the grids blur."""
+        blur = np.where(self.coarse, self.level.blur, _blur(max(self.moments.rows,
+                                                                self.moments.cols)))  # fmt: skip
+        return float(self.weight @ (_LIKENESS * self.near + blur))
+
+    def uncovered(self) -> float:
+        """Mean loss of likeness to the nearest chosen moment."""
+        return float(self.weight @ self.near) * _LIKENESS
+
+    def run(self, limit: float, *, until: float = 0.0) -> None:
+        """Choose what covers most for its cost while ``limit`` tokens last and loss > ``until``."""
+        while self.order == [] or self.uncovered() > until:
+            fits = self.spent + self.cost <= limit
+            fits[self.order] = False
+            value = self.gain / np.maximum(self.cost, 1) if self.order else self.gain
+            value = np.where(fits, value, -1.0)
+            best = int(value.argmax())
+            if value[best] <= 1e-12:
+                return
+            self.take(best)
+
+    def reach(self, limit: float, farther: float) -> None:
+        """Choose what is least like anything chosen, while it is ``farther`` than this."""
+        open_ = np.ones(len(self.near), np.bool_)
+        while True:
+            far = np.where(open_, self.near, -1.0)
+            best = int(far.argmax())
+            if far[best] <= farther:
+                return
+            open_[best] = False
+            if self.spent + self.cost[best] <= limit:
+                self.take(best)
+
+    def take(self, moment: int) -> None:
+        """Choose a moment."""
+        self.spent += float(self.cost[moment])
+        self.order.append(moment)
+        now = np.minimum(self.near, self.apart[:, moment])
+        nearer = np.flatnonzero(now < self.near)
+        self.gain -= self._gained(nearer, self.near[nearer] ** _POWER)
+        self.gain += self._gained(nearer, now[nearer] ** _POWER)
+        self.near = now
+        place = int(np.searchsorted(self.sorted, moment))
+        before = self.sorted[place - 1] if place else None
+        after = self.sorted[place] if place < len(self.sorted) else None
+        self.sorted.insert(place, moment)
+        if self.delta:
+            self._price(before, moment)
+            self._price(moment, after)
+
+    def _price(self, before: int | None, after: int | None) -> None:
+        """Costs of the moments between two chosen neighbours."""
+        first = 0 if before is None else before + 1
+        between = np.arange(first, len(self.near) if after is None else after)
+        if not len(between):
+            return
+        there = self.full[between] if before is None else self._sent(before, between)
+        if after is not None:
+            there = there + self._sent(between, after) - self._direct(before, after)
+        self.cost[between] = np.maximum(there, 0)
+
+    def _direct(self, before: int | None, after: int) -> float:
+        if before is None:
+            return float(self.full[after])
+        return float(self._sent(before, np.array([after]))[0])
+
+    def _sent(self, before: int | Ids, after: int | Ids) -> Floats:
+        """Tokens that lead from one moment to another; one of both may be many [m]."""
+        data = self.moments.data
+        changed = cell_change(data[after], data[before]) >= 1
+        fine = changed.sum(1).astype(np.float64)
+        into, out = np.broadcast_arrays(self.coarse[after], self.coarse[before])
+        if self.level.owner is None:
+            return fine
+        # What was sent coarse does not serve a picture at the full grid.
+        fine = np.where(out & ~into, float(self.cells), fine)
+        made: Floats = np.where(into, touched(changed, self.level).sum(1), fine)
+        return made
+
+
+def touched(cells: Mask, level: Level) -> Mask:
+    """Pieces bool [m, P] in which any of the cells bool [m, C] lies."""
+    if level.owner is None:
+        return cells
+    out = np.zeros((len(cells), level.count), dtype=np.bool_)
+    frame, cell = np.nonzero(cells)
+    out[frame, level.owner[cell]] = True
+    return out

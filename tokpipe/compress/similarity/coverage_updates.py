@@ -1,0 +1,268 @@
+"""Keep the moments that cover the whole video best, each as what changed since the one before.
+
+Source: tokpipe; greedy facility location with gain per cost (Leskovec et al., CELF, KDD 2007,
+section 3) over whole pictures that are sent as in video coding: key frames, and updates against
+what is shown.
+
+A moment costs the cells that differ from what is shown by then, so a still scene buys many moments
+and every picture that is rebuilt is whole. A fifth of the budget goes to moments unlike anything
+shown, however short. Pictures rich in text keep the full grid; the others get the grid that leaves
+the least loss, estimated from their distances and from what each grid blurs. Where the novel cells
+of all frames fit, they are all kept. What is left raises pictures rich in text to finer grids, then
+sends repeats by descending change. A budget below one frame keeps the best moment at a reduced grid
+of exactly N pieces.
+
+Needs scores where 1 is the border of novel (``temporal-drop``). Two passes: ``observe`` sees every
+block once before ``settle`` fixes the choice; memory is O(N + moments), at most 2048 of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokpipe.budget import Supply
+from tokpipe.compress._coverage import FOREIGN, RESERVE, STATE, Cover, Level, levels_of
+from tokpipe.compress._detail import TEXT_RICH, Finer, refine
+from tokpipe.compress._moments import Moments
+from tokpipe.compress._sending import Sent, fill, ids_of, send
+from tokpipe.compress._two_pass import (
+    Choice,
+    Ids,
+    regular_pieces,
+    settle_each,
+    settle_grid,
+    settle_smaller,
+    whole_frames,
+)
+from tokpipe.grid import ragged_partition, regular_shape
+from tokpipe.spec import Layout, Scope
+from tokpipe.tensors import TokenBatch, TokenMap
+
+Detail = Literal["auto", "low", "high"]
+#: Mean loss under which nothing is left to cover.
+_DONE = 0.002
+
+
+@dataclass(slots=True, kw_only=True)
+class State(Choice):
+    """Both passes, and what the pictures look like.
+
+    Attributes:
+        moments: Candidates.
+        text: float32 [T], how rich in text each frame is; empty: unknown.
+        finest: int [T], times each side of the grid that a picture is at hand at; empty: 1.
+        finer: Moments to be sent at finer grids than the video's.
+    """
+
+    moments: Moments
+    finer: Finer = field(default_factory=Finer)
+    text: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    finest: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def given(self) -> int:
+        """Rows that will be given, those of finer grids too."""
+        return Choice.given.fget(self) + self.finer.extra  # type: ignore[attr-defined,no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageUpdates:
+    """Stream reducer that meets its budget exactly.
+
+    Attributes:
+        detail: Trade of moments against detail: ``low`` sends every picture at the coarsest grid,
+            ``high`` none below the full one, ``auto`` what loses least.
+    """
+
+    source: ClassVar[str] = "tokpipe; Leskovec et al., CELF, KDD 2007, section 3"
+    scope: ClassVar[Scope] = "stream"
+    needs: ClassVar[tuple[str, ...]] = ("score", "pixels")
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("ragged", "frames", "grid")
+    causal: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    detail: Detail = "auto"
+
+    def begin(self, limit: int, rows: int, cols: int) -> State:
+        """Fresh state for frames of ``rows`` x ``cols`` cells and a budget of at most ``limit``."""
+        return State(limit=limit, rows=rows, cols=cols, moments=Moments(rows, cols))
+
+    def inform(self, state: State, text: NDArray[np.float32], finest: Ids) -> None:
+        """What is known of the frames besides their cells; may be left out.
+
+        Args:
+            text: [T], part of a picture's cells that look like text.
+            finest: [T], times each side of the grid that a picture is at hand at, 1 or more.
+        """
+        state.text, state.finest = text, finest
+
+    def observe(self, state: State, tokens: TokenBatch) -> None:
+        """First pass: count, and remember the best cells and the moments."""
+        state.observe(tokens)
+        state.moments.add(tokens)
+
+    def supply(self, state: State) -> Supply:
+        """Novel cells and all cells seen."""
+        return state.supply()
+
+    def settle(
+        self, state: State, budget: int, layout: Layout = "ragged", per_frame: int | None = None
+    ) -> None:
+        """Fix the choice: at most ``budget`` rows, at most ``per_frame`` of each frame."""
+        budget = min(budget, state.total)
+        if budget <= 0:
+            picked = np.zeros(0, np.int64)
+        elif per_frame is not None and layout != "ragged":
+            picked = settle_smaller(state, budget, min(per_frame, state.cells))
+        elif per_frame is not None:
+            picked = settle_each(state, budget, per_frame)
+        elif layout == "grid":
+            picked = settle_grid(state, budget)
+        elif budget < state.cells:
+            picked = self._one(state, budget, layout)
+        elif layout == "frames":
+            picked = self._frames(state, budget)
+        elif state.novel <= budget:
+            picked = self._everything(state, budget)
+        else:
+            picked = self._best(state, budget)
+        state.keep(picked)
+
+    def _one(self, state: State, budget: int, layout: Layout) -> Ids:
+        """The best moment at a smaller grid."""
+        rows, cols = state.rows, state.cols
+        if layout == "ragged":
+            state.pieces = ragged_partition(rows, cols, budget)
+        else:
+            state.pieces = regular_pieces(rows, cols, *regular_shape(rows, cols, budget))
+        cover = self._cover(state, levels_of(rows, cols)[0], state.cells, delta=False)
+        cover.run(state.cells)
+        return whole_frames(state.moments.number[cover.order[:1]], state.cells)
+
+    def _frames(self, state: State, budget: int) -> Ids:
+        """Whole frames: as many as fit."""
+        cells, numbers = state.cells, state.moments.number
+        full = levels_of(state.rows, state.cols)[0]
+        cover = self._cover(state, full, budget, delta=False)
+        _choose(cover, budget)
+        self._raise(state, cover, budget)
+        room = (budget - state.finer.extra) // cells
+        if state.finer.times:
+            cover.order = [*state.finer.times, *(m for m in cover.order
+                                                 if m not in state.finer.times)]  # fmt: skip
+        cover.spent = len(cover.order) * cells
+        cover.run(room * cells)
+        chosen = numbers[cover.order[:room]]
+        missing = min(state.frames, room) - len(chosen)
+        if missing > 0:
+            # Alike ones too: in the middle of the widest gaps.
+            others = np.setdiff1d(np.arange(state.frames), chosen)
+            even = (2 * np.arange(missing) + 1) * len(others)
+            chosen = np.append(chosen, others[even // (2 * missing)])
+        return whole_frames(chosen, cells)
+
+    def _everything(self, state: State, budget: int) -> Ids:
+        """Every novel cell, finer grids for text, then repeats by descending change."""
+        updates = state.by_change()
+        if len(state.finest) and self.detail != "low":
+            room = budget - state.novel
+            state.finer = refine(state.moments, state.text, state.finest, room)
+        finer = state.moments.number[list(state.finer.times)]
+        first = np.concatenate([whole_frames(finer, state.cells), updates[: state.novel]])
+        _, index = np.unique(first, return_index=True)
+        first = first[np.sort(index)]
+        more = updates[state.novel :]
+        more = more[~np.isin(more, first)]
+        return np.concatenate([first, more])[: budget - state.finer.extra]
+
+    def _raise(self, state: State, cover: Cover, budget: int) -> None:
+        """Spend what covering needs no more on finer grids for text."""
+        if len(state.finest) and self.detail != "low" and cover.uncovered() <= _DONE:
+            room = int(budget - cover.spent)
+            state.finer = refine(state.moments, state.text, state.finest, room)
+
+    def _cover(self, state: State, level: Level, budget: int, *, delta: bool = True) -> Cover:
+        """Chooser for one grid; pictures rich in text keep the full one."""
+        moments = state.moments
+        rich = np.zeros(len(moments), np.bool_)
+        if len(state.text) and self.detail != "low":
+            rich = state.text[moments.number] >= TEXT_RICH
+        return Cover(moments, moments.apart(), level, rich, budget, delta=delta)
+
+    def _best(self, state: State, budget: int) -> Ids:
+        """Moments sent as what changed, at the grid that leaves the least loss."""
+        levels = levels_of(state.rows, state.cols)
+        tried = {"high": levels[:1], "low": levels[-1:], "auto": levels}[self.detail]
+        best: Cover | None = None
+        for level in tried:
+            cover = self._cover(state, level, budget)
+            _choose(cover, budget)
+            if best is None or cover.left() < best.left() - 1e-9:
+                best = cover
+        assert best is not None  # noqa: S101 - there is always the full grid
+        self._raise(state, best, budget)
+        best.run(budget - state.finer.extra)
+        parts, picked, room = self._sent(state, best, budget - state.finer.extra)
+        if room and best.level.owner is not None:
+            # Too few moments to spend it all on coarse ones.
+            best = self._cover(state, levels[0], budget)
+            _choose(best, budget)
+            parts, picked, room = self._sent(state, best, budget - state.finer.extra)
+        for part in parts:
+            if part.coarse and best.level.owner is not None:
+                state.coarse[int(state.moments.number[part.moment])] = best.level.owner
+        if room:
+            updates = state.by_change()
+            frames = state.moments.number[[part.moment for part in parts]]
+            updates = updates[~np.isin(updates // state.cells, frames)]
+            picked = np.concatenate([picked, updates[:room]])
+        return picked
+
+    def _sent(self, state: State, cover: Cover, budget: int) -> tuple[list[Sent], Ids, int]:
+        """What is sent of the chosen moments, its ids, and the room that is left."""
+        moments, finer = state.moments, state.finer.times
+        order = [*finer, *(m for m in cover.order if m not in finer)]
+        coarse = cover.coarse.copy()
+        coarse[list(finer)] = False
+        parts = send(moments, order, coarse, cover.level, finer)
+        while sum(map(len, parts)) > budget and len(order) > max(1, len(finer)):
+            # Costs were foretold from neighbours; what was chosen last makes room.
+            order.pop()
+            parts = send(moments, order, coarse, cover.level, finer)
+        room = fill(parts, budget - sum(map(len, parts)))
+        at = {part.moment: part for part in parts}
+        ids = [ids_of(at[m], cover.level, int(moments.number[m]), state.cells) for m in order]
+        return parts, np.concatenate(ids), room
+
+    def push(
+        self, state: State, carried: TokenBatch | None, new: TokenBatch
+    ) -> tuple[State, TokenMap]:
+        """Second pass: map over [carried; new]."""
+        return state, state.push(carried, new)
+
+    def finish(self, state: State, carried: TokenBatch) -> TokenMap:
+        """Drop what still waits."""
+        return state.finish(carried)
+
+    def conclude(self, state: State, kept: TokenBatch) -> TokenMap | None:
+        """Map of the kept rows, in the cache's order, to reduced grids; None at the full one."""
+        return state.conclude(kept)
+
+    def order(self, state: State, kept: TokenBatch) -> torch.Tensor:
+        """Rank int64 [K] of each kept row: which to give up last when the budget shrinks."""
+        return state.order(kept)
+
+
+def _choose(cover: Cover, budget: int) -> None:
+    """What covers most, then what is unlike anything shown, then what else fits."""
+    cover.run(budget * (1 - RESERVE), until=_DONE)
+    cover.reach(budget, STATE if cover.uncovered() <= _DONE else FOREIGN)
+    if cover.uncovered() > _DONE:
+        cover.run(budget)
