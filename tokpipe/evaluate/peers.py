@@ -265,20 +265,22 @@ def _frames(cost: Cost) -> int | None:
 
 
 def _ratios(every: Sequence[_Entry]) -> list[Ratio]:
-    """Every one of ours over every peer it does the work of, and the bank over its filling."""
-    found = []
+    """Ours over every peer it does the work of; what the bank costs, and what it saves."""
     ran = [e.shown for e in every if e.open and e.shown.runs]
-    for ours in (c for c in ran if c.ours):
-        kind = ours.name.partition(":")[0]
-        for theirs in ran:
-            neural = kind == "tokpipe-open-clip"
-            if theirs.ours:
-                pair = kind == "tokpipe-reuse" and theirs.name == ours.name.replace("reuse", "bank")
-            else:
-                pair = neural == (theirs.name == "open-clip-loop")
-            if pair:
-                found.append(_ratio(ours, theirs))
+    found = [
+        _ratio(ours, theirs) for ours in ran if ours.ours for theirs in ran if _pair(ours, theirs)
+    ]
     return [r for r in found if r is not None]
+
+
+def _pair(ours: Competitor, theirs: Competitor) -> bool:
+    kind = ours.name.partition(":")[0]
+    if kind == "tokpipe-reuse":
+        return theirs.name == ours.name.replace("reuse", "bank")
+    if kind == "tokpipe-bank":
+        return theirs.name.startswith("pyav")
+    neural = kind == "tokpipe-open-clip"
+    return not theirs.ours and neural == (theirs.name == "open-clip-loop")
 
 
 def _ratio(ours: Competitor, theirs: Competitor) -> Ratio | None:
@@ -289,6 +291,6 @@ def _ratio(ours: Competitor, theirs: Competitor) -> Ratio | None:
     if not cpu or not wall:
         return None
     return Ratio(
-        ours=ours.name, theirs=theirs.name, cpu=cpu, cpu_median=median(cpu),
-        wall=wall, wall_median=median(wall),
+        ours=ours.name, theirs=theirs.name, cpu=cpu, cpu_median=median(cpu, 4),
+        wall=wall, wall_median=median(wall, 4),
     )  # fmt: skip

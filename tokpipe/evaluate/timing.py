@@ -130,9 +130,9 @@ def _fields(text: str) -> dict[str, Any]:
     return found
 
 
-def median(values: Sequence[float]) -> float:
-    """Median, rounded to three places."""
-    return round(statistics.median(values), 3)
+def median(values: Sequence[float], places: int = 3) -> float:
+    """Median, rounded."""
+    return round(statistics.median(values), places)
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
