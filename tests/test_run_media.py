@@ -189,7 +189,7 @@ def decoded(path: Path, width: int, height: int) -> Iterator[tuple[float, Pixels
             assert frame.time is not None
             small: Any = resize.reformat(
                 frame, width=width, height=height, format="rgb24",
-                interpolation=Interpolation.AREA, threads=1,
+                interpolation=Interpolation.BICUBIC, threads=1,
             )  # fmt: skip
             yield frame.time, small.to_ndarray()
 

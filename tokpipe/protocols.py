@@ -65,7 +65,7 @@ class Picture(Timed, Protocol):
         ...
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], upright, resized by AREA, BT.709 tone-mapped if HDR."""
+        """uint8 [height, width, 3], upright, resized by a wide cubic, BT.709 tone-mapped if HDR."""
         ...
 
 

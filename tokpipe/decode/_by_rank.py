@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
+from tokpipe.decode._picture import RESIZE
 from tokpipe.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class WantedPicture:
     corrupt: bool = False
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], upright and resized by AREA.
+        """uint8 [height, width, 3], upright and resized like the reference's.
 
         Raises:
             DecodeError: The picture cannot be decoded, or another came out.
@@ -110,11 +111,10 @@ def not_strict(name: str, strict: bool) -> None:
 
 
 def shrink(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Resize uint8 [H, W, 3] to uint8 [height, width, 3] by swscale's AREA."""
+    """Resize uint8 [H, W, 3] to uint8 [height, width, 3] as the reference reader does."""
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
     out: Any = VideoReformatter().reformat(
-        frame, width=width, height=height, format="rgb24", interpolation=Interpolation.AREA,
-        threads=1,
+        frame, width=width, height=height, format="rgb24", interpolation=RESIZE, threads=1,
     )  # fmt: skip
     small: NDArray[np.uint8] = out.to_ndarray()
     return small

@@ -15,6 +15,9 @@ from tokpipe.errors import DecodeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Filter that pictures are resized by: a cubic as wide as the shrinking asks. Against the mean of
+#: the surface (AREA) it loses a third less in an independent image embedding.
+RESIZE = Interpolation.BICUBIC
 #: SDR white of BT.2408 and the peak both transfer functions are mapped from, in cd/m2.
 _WHITE, _PEAK = 203.0, 1000.0
 #: Linear BT.2020 to linear BT.709 (BT.2087).
@@ -54,7 +57,7 @@ class DecodedPicture:
     marked: bool = False
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], upright and resized by AREA.
+        """uint8 [height, width, 3], upright and resized by :data:`RESIZE`.
 
         Raises:
             DecodeError: The picture's pixel format cannot be converted.
@@ -64,7 +67,7 @@ class DecodedPicture:
         try:
             out = self.reformatter.reformat(
                 self.frame, width=w, height=h, format="rgb48le" if hdr else "rgb24",
-                interpolation=Interpolation.AREA, threads=1,
+                interpolation=RESIZE, threads=1,
             )  # fmt: skip
         except (av.FFmpegError, ValueError) as error:
             name = self.frame.format.name

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: Seconds by which torchcodec's time of a picture, a float64, may differ from the packet's.
 _CLOSE = 1e-5
+#: How much swscale's cubic sharpens.
+_SHARP = 0.6
 _PYAV = "use --decoder pyav, which goes on past damage"
 #: What torchcodec reads rightly: on a GPU only what was compared with the reference there.
 CPU = Reach("torchcodec")
@@ -113,7 +115,7 @@ class _Decoder:
             source.report.note("cpu-decode", text)
 
     def rgb(self, index: int, pts: float, width: int, height: int) -> NDArray[np.uint8]:
-        return area(self.picture(index, pts), width, height)
+        return resized(self.picture(index, pts), width, height)
 
     def finish(self) -> None:
         """Keep open: pictures may yet be asked for."""
@@ -203,18 +205,18 @@ def _opened(path: Path, stream: int, device: str) -> Any:
         raise CPU.refusal(path, "it cannot open it") from error
 
 
-def area(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
-    """Resize uint8 [H, W, 3] on its device to uint8 [height, width, 3] as swscale's AREA does.
+def resized(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] on its device to uint8 [height, width, 3] as the reference does.
 
     On the CPU by swscale itself; elsewhere by one matrix an axis, which gives the same but for
-    rounding: every new pixel is the mean of the surface it covers, and linear where enlarged.
+    rounding.
     """
     if picture.device.type == "cpu":
         return shrink(picture.numpy(), width, height)
-    return area_by_matrices(picture, width, height)
+    return resized_by_matrices(picture, width, height)
 
 
-def area_by_matrices(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
+def resized_by_matrices(picture: Tensor, width: int, height: int) -> NDArray[np.uint8]:
     """The same by two matrix products, on any device."""
     high, wide = picture.shape[:2]
     down = _shares(high, height, str(picture.device))
@@ -228,14 +230,11 @@ def area_by_matrices(picture: Tensor, width: int, height: int) -> NDArray[np.uin
 
 @lru_cache(maxsize=8)
 def _shares(source: int, target: int, device: str) -> Tensor:
-    """Weights float32 [target, source] of one axis."""
-    if target >= source:
-        centre = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(
-            0, source - 1
-        )
-        far = (torch.arange(source, dtype=torch.float64) - centre[:, None]).abs()
-        return (1 - far).clamp(min=0).float().to(device)
-    edge = torch.arange(target + 1, dtype=torch.float64)[:, None] * source / target
-    left = torch.arange(source, dtype=torch.float64)
-    covered = (torch.minimum(edge[1:], left + 1) - torch.maximum(edge[:-1], left)).clamp(min=0)
-    return (covered / covered.sum(1, keepdim=True)).float().to(device)
+    """Weights float32 [target, source] of one axis: swscale's cubic, as wide as it shrinks."""
+    scale = max(1.0, source / target)
+    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * source / target - 0.5
+    x = (torch.arange(source, dtype=torch.float64) - centre).abs() / scale
+    near = (2 - _SHARP) * x**3 - (3 - _SHARP) * x**2 + 1
+    far = -_SHARP * (x**3 - 5 * x**2 + 8 * x - 4)
+    weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return (weight / weight.sum(1, keepdim=True)).float().to(device)

@@ -38,7 +38,7 @@ _YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.
 
 PAGE_CELLS, PAGE_SIDE, MARGIN = 1024, 32, 2
 SLOT = CELL + 2 * MARGIN
-QUALITY = (90, 95)
+QUALITY = (98, 100)
 #: Luma PSNR in dB below which a cell's page is encoded again at the second quality.
 MIN_PSNR = 36.0
 
