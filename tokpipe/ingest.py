@@ -34,6 +34,8 @@ from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
 _LAYOUT = 4
+#: Pixels of decoded pictures that travel with a batch.
+_HELD = 16 << 20
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -80,7 +82,7 @@ def ingest(
         open_source, path, strict=strict, decoder=decoder, device=device, effort=effort,
         fps=sampler_rate(chains), threads=threads,
     )  # fmt: skip
-    reader = {**backend_key(decoder, device), "effort": effort}
+    reader = _reader(decoder, device, effort)
     progress = None if progress is None else _Forward(progress)
     lost: _Run | None = None
     while True:
@@ -127,13 +129,18 @@ def bank_key(
     import PIL
 
     policy = {
-        **backend_key(decoder, device), "effort": effort, "pillow": PIL.__version__,
+        **_reader(decoder, device, effort), "pillow": PIL.__version__,
         "torch": torch.__version__,
         "video": info.video.index if info.video else None,
         "audio": info.audio.index if info.audio else None, "strict": strict,
     }  # fmt: skip
     heads = {name: made.head for name, made in chains.items()}
     return chain("bank", _LAYOUT, __version__, info.fingerprint, policy, heads)
+
+
+def _reader(decoder: str, device: str, effort: Effort) -> dict[str, str]:
+    """What pictures depend on; other readers than PyAV look at all of them."""
+    return backend_key(decoder, device) | ({"effort": effort} if decoder == "pyav" else {})
 
 
 class _Run:
@@ -180,6 +187,8 @@ class _Run:
         """Runs in the decoder's thread: batches at the grid's size, audio in between."""
         began = time.perf_counter()
         held: list[Any] = []
+        video = self.info.video
+        most = max(1, _HELD // (video.width * video.height)) if video is not None else 1
         events: Any = self.source.read()
         if self.video is not None:
             sampler = self.video.sampler
@@ -191,7 +200,7 @@ class _Run:
                 began = time.perf_counter()
             else:
                 held.append((event, event.rgb(self.grid.width, self.grid.height)))  # type: ignore[union-attr]
-                if len(held) == self.batch_size:
+                if len(held) >= min(self.batch_size, most):
                     yield from self._timed(_batch(held), began)
                     held, began = [], time.perf_counter()
         if held:

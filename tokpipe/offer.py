@@ -32,7 +32,8 @@ class Offer:
     """Candidates of both streams.
 
     Attributes:
-        pts: float64 [T], seconds of the frames the sampler chooses.
+        pts: float64 [T], seconds of the frames the sampler chooses; with effort ``thorough`` those
+            on ticks, to which changes are added that only decoded pictures show.
         cells: Tokens of one frame: cells, or those of a tower.
         sound_cell: Seconds of one sound token.
         sound: Sound tokens, an upper bound unless ``exact_audio``.

@@ -41,6 +41,9 @@ _KEYS, _BITS = 0.6, 0.02
 #: and in a take that has gone on for ``_TAKE`` seconds without a change.
 _FILM, _ACTION = (0.12, 0.4), (0.5, 0.9)
 _LARGE, _TAKE = 1280 * 720, 20.0
+#: A cut has so many times the bytes of the largest among so many packets on both sides, and this
+#: part of the key.
+_SHARP, _FEW, _CUT = 2.0, 8, 0.15
 #: Seconds after the last picture at which it is worth decoding on for another.
 _APART = 1.0
 #: Share from which a take is action.
@@ -173,9 +176,15 @@ class Chooser:
             # Itself and two more may be changes. Where few are near, nothing else may be as large.
             below = 3 if uneven else len(near) // 10
             usual = near[max(len(near) - 1 - max(below, 1), 0)]
-            if inter[i] >= _ABOVE * usual:
+            if inter[i] >= _ABOVE * usual or (not uneven and self._peak(every, at)):
                 found.append(i)
         return found
+
+    def _peak(self, every: NDArray[np.int64], at: int) -> bool:
+        """A cut to a scene that is no harder to code: it stands out among the next few."""
+        few = np.sort(every[max(0, at - _FEW) : at + _FEW + 1])
+        alone = len(few) > _FEW and every[at] == few[-1] and few[-1] >= _SHARP * few[-2]
+        return bool(alone and every[at] >= _CUT * self.key)
 
     def _spread(self, here: _Here, inter: NDArray[np.int64], picked: dict[int, bool]) -> None:
         """Add pictures on ticks: what the bytes deserve, as far as the allowance goes."""
