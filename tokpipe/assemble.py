@@ -17,7 +17,7 @@ from tokpipe import __version__
 from tokpipe.cache.bank import Bank
 from tokpipe.cache.writer import CacheWriter
 from tokpipe.chain import Chain
-from tokpipe.decide import Kept
+from tokpipe.decide import Kept, fine_picture
 from tokpipe.encode._clip import CONTEXT, RATE, ClipBuilder, ClipCodec
 from tokpipe.encode.pixels import (
     MARGIN,
@@ -72,6 +72,7 @@ class Assembler:
         self.clip: ClipBuilder | None = None
         self.priority: dict[str, list[NDArray[np.float64]]] = {"video": [], "audio": []}
         self.last_at: float | None = None
+        self.scale = 1
 
     def add(self, kept: Kept) -> None:
         """Write the rows of one stream in one window."""
@@ -88,7 +89,7 @@ class Assembler:
             if kept.stream in self.features:
                 extra = deepstack_columns(rows)
             elif kept.stream == "video":
-                extra = self._pictures(rows, columns)
+                extra = self._pictures(rows, columns, kept.scale)
             else:
                 extra = self._sound(rows)
             self.writer.append(kept.stream, {**columns, **extra})
@@ -115,15 +116,24 @@ class Assembler:
         self.counts[index] += np.bincount(columns["segment"], minlength=len(self.starts))
         return columns
 
-    def _pictures(self, rows: TokenBatch, columns: dict[str, Any]) -> dict[str, Any]:
+    def _pictures(self, rows: TokenBatch, columns: dict[str, Any], scale: int) -> dict[str, Any]:
         """Cut each row's cell from the bank's picture; pooled cells are described anew."""
+        self.scale = scale
         step = rows.cell[:, 0].numpy()
         boxes = np.empty((len(rows), 4), dtype=np.int32)
         for t, picture in self.bank.pictures(np.unique(step).tolist()):
-            for i in np.flatnonzero(step == t):
-                cell = _cut(picture, rows, int(i))
-                if rows.kind[i] == KIND_POOLED:
-                    columns["tokens"][i] = describe(torch.tensor(cell[None])).reshape(-1).numpy()
+            own = np.flatnonzero(step == t)
+            # Rows of a finer grid cover less than a cell of the video's.
+            times = scale // max(1, min(scale, int(rows.extent[own, 1].min())))
+            source = picture if times == 1 else fine_picture(self.bank, t, times)
+            unit = scale // times
+            cells = [_cut(source, rows, int(i), unit) for i in own]
+            large = rows.extent[own, 1:].amax(1) > unit
+            anew = np.flatnonzero((large & (rows.kind[own] == KIND_POOLED)).numpy())
+            if len(anew):
+                line = np.concatenate([cells[i] for i in anew], 1)
+                columns["tokens"][own[anew]] = describe(torch.from_numpy(line[None]))[0, 0].numpy()
+            for i, cell in zip(own, cells, strict=True):
                 boxes[i], full = self.pages.add(cell)
                 for page in full:
                     self.writer.append_bytes("video.atlas", page)
@@ -155,11 +165,11 @@ class Assembler:
         own: dict[str, Any] = {"tokpipe.writer": f"tokpipe {__version__}", "tokpipe.counts": counts}
         if done.tokens["video"] and self.grid is not None and "video" not in self.features:
             own["tokpipe.grid"] = {
-                "rows": self.grid.rows,
-                "cols": self.grid.cols,
+                "rows": self.grid.rows * self.scale,
+                "cols": self.grid.cols * self.scale,
                 "cell": CELL,
-                "width": self.grid.width,
-                "height": self.grid.height,
+                "width": self.grid.width * self.scale,
+                "height": self.grid.height * self.scale,
                 "aspect_error": self.grid.aspect_error,
             }
             own["tokpipe.atlas"] = {
@@ -237,12 +247,18 @@ def deepstack_columns(rows: TokenBatch) -> dict[str, Any]:
     return {name: feature_array(rows.extras[name]) for name in names}
 
 
-def _cut(picture: NDArray[np.uint8], rows: TokenBatch, i: int) -> NDArray[np.uint8]:
-    """uint8 [28, 28, 3]: the anchor's cell, or the whole rectangle of a pooled one, scaled down."""
-    y, x = int(rows.cell[i, 1]) * CELL, int(rows.cell[i, 2]) * CELL
+def _cut(picture: NDArray[np.uint8], rows: TokenBatch, i: int, unit: int) -> NDArray[np.uint8]:
+    """uint8 [28, 28, 3]: the anchor's cell, or the whole rectangle of a pooled one, scaled down.
+
+    Args:
+        unit: Cells of the rows' grid along one side of a cell of the picture.
+    """
+    y, x = int(rows.cell[i, 1]) // unit * CELL, int(rows.cell[i, 2]) // unit * CELL
     if rows.kind[i] != KIND_POOLED:
         return picture[y : y + CELL, x : x + CELL]
-    high, wide = int(rows.extent[i, 1]) * CELL, int(rows.extent[i, 2]) * CELL
+    high, wide = int(rows.extent[i, 1]) // unit * CELL, int(rows.extent[i, 2]) // unit * CELL
+    if high == wide == CELL:
+        return picture[y : y + CELL, x : x + CELL]
     part = Image.fromarray(np.ascontiguousarray(picture[y : y + high, x : x + wide]))
     return np.asarray(part.resize((CELL, CELL), Image.Resampling.BOX), dtype=np.uint8)
 

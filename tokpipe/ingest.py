@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tokpipe import __version__
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
@@ -27,15 +28,15 @@ from tokpipe.decode._wanted import Effort
 from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
 from tokpipe.encode.pixels import DIM
+from tokpipe.fine import FineKeeper, FineLooker, Look, finer_times
 from tokpipe.flow import prefetch
 from tokpipe.grid import CELL, Grid
+from tokpipe.protocols import Picture
 from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
-_LAYOUT = 4
-#: Pixels of decoded pictures that travel with a batch.
-_HELD = 16 << 20
+_LAYOUT = 5
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -161,6 +162,11 @@ class _Run:
         self.video = chains.get("video") if info.video is not None else None
         self.audio = chains.get("audio") if info.audio is not None else None
         self.grid: Grid | None = self.video.encoder.grid(info) if self.video else None
+        self.looker: FineLooker | None = None
+        self.fine: FineKeeper | None = None
+        if self.grid is not None and info.video is not None:
+            times = finer_times(self.grid, info.video)
+            self.looker, self.fine = FineLooker(self.grid, times), FineKeeper(writer, times)
         self.mel = self.audio.encoder.stream() if self.audio else None
         self.last: Any = None
         self.samples = 0
@@ -179,16 +185,16 @@ class _Run:
                 self.seconds["encode"] += time.perf_counter() - began
         if self.mel is not None:
             self._mel_tokens(self.mel.finish())
+        if self.fine is not None:
+            self.fine.finish(self.source.report.video_end)
         self.seconds["scout"] = getattr(self.source, "seconds", 0.0)
         self.seconds["decode"] = max(0.0, self.seconds["decode"] - self.seconds["scout"])
         return self._meta()
 
-    def _decoded(self) -> Iterator[tuple[FrameBatch, list[Any]] | AudioChunk]:
+    def _decoded(self) -> Iterator[tuple[FrameBatch, list[Look]] | AudioChunk]:
         """Runs in the decoder's thread: batches at the grid's size, audio in between."""
         began = time.perf_counter()
-        held: list[Any] = []
-        video = self.info.video
-        most = max(1, _HELD // (video.width * video.height)) if video is not None else 1
+        held: list[_Sampled] = []
         events: Any = self.source.read()
         if self.video is not None:
             sampler = self.video.sampler
@@ -199,29 +205,38 @@ class _Run:
                     yield from self._timed(event, began)
                 began = time.perf_counter()
             else:
-                held.append((event, event.rgb(self.grid.width, self.grid.height)))  # type: ignore[union-attr]
-                if len(held) >= min(self.batch_size, most):
+                held.append(self._sampled(event))
+                if len(held) == self.batch_size:
                     yield from self._timed(_batch(held), began)
                     held, began = [], time.perf_counter()
         if held:
             yield from self._timed(_batch(held), began)
 
+    def _sampled(self, picture: Picture) -> _Sampled:
+        assert self.looker is not None  # noqa: S101 - pictures come only with a video chain
+        grid = self.looker.grid
+        rgb = picture.rgb(grid.width, grid.height)
+        look = self.looker.look(picture, rgb)
+        return _Sampled(rgb, picture.pts, picture.duration, picture.index, look)
+
     def _timed(self, item: Any, began: float) -> Iterator[Any]:
         self.seconds["decode"] += time.perf_counter() - began
         yield item
 
-    def _frames(self, batch: FrameBatch, pictures: list[Any]) -> None:
-        """Store a batch; ``pictures`` are the decoded ones it was made from."""
-        assert self.video is not None  # noqa: S101 - frames come only with a video chain
+    def _frames(self, batch: FrameBatch, looks: list[Look]) -> None:
+        """Store a batch, and what was noticed of its pictures."""
+        assert self.video is not None and self.fine is not None  # noqa: S101 - as above
         data = self.video.encoder.encode(batch).data.numpy().reshape(len(batch), -1, DIM)
         self.writer.append("descriptors", data.astype("<f2"))
         for i in range(len(batch)):
             means = data[i, :, 0].astype(np.float32) / CELL
             cut = 255.0 if self.last is None else float(np.abs(means - self.last).mean())
             self.last = means
+            pts = float(batch.pts[i])
+            self.fine.add(looks[i].fine, self.steps + i, pts, data[i])
             self.writer.picture(
-                batch.pixels[i].numpy(), float(batch.pts[i]), float(batch.duration[i]),
-                int(batch.index[i]), cut,
+                batch.pixels[i].numpy(), pts, float(batch.duration[i]), int(batch.index[i]), cut,
+                looks[i].text,
             )  # fmt: skip
         self.steps += len(batch)
         self._report(float(batch.pts[-1]))
@@ -267,13 +282,22 @@ def _whole(events: Iterator[Any]) -> Iterator[Any]:
     return (event for event in events if not getattr(event, "corrupt", False))
 
 
-def _batch(held: list[Any]) -> tuple[FrameBatch, list[Any]]:
-    """Pictures at the grid's size, and the decoded ones they were made from."""
-    pictures = [picture for picture, _ in held]
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A sampled picture at the grid's size, and what was noticed of it."""
+
+    pixels: NDArray[np.uint8]
+    pts: float
+    duration: float
+    index: int
+    look: Look
+
+
+def _batch(held: list[_Sampled]) -> tuple[FrameBatch, list[Look]]:
     batch = FrameBatch(
-        pixels=torch.from_numpy(np.stack([pixels for _, pixels in held])),
-        pts=torch.tensor([p.pts for p in pictures], dtype=torch.float64),
-        duration=torch.tensor([p.duration for p in pictures], dtype=torch.float64),
-        index=torch.tensor([p.index for p in pictures], dtype=torch.int64),
+        pixels=torch.from_numpy(np.stack([one.pixels for one in held])),
+        pts=torch.tensor([one.pts for one in held], dtype=torch.float64),
+        duration=torch.tensor([one.duration for one in held], dtype=torch.float64),
+        index=torch.tensor([one.index for one in held], dtype=torch.int64),
     )
-    return batch, pictures
+    return batch, [one.look for one in held]

@@ -18,7 +18,8 @@ from tokpipe.evaluate._embed import (
     to_size,
 )
 from tokpipe.evaluate._ssim import luma, ssim
-from tokpipe.evaluate._text import TEXT_RICH, text_richness
+from tokpipe.encode._text import text_richness
+from tokpipe.spec import TEXT_RICH
 
 Picture = NDArray[np.uint8]
 

@@ -40,9 +40,11 @@ FRAME = np.dtype(
         ("index", "<i8"),
         ("offset", "<i8"),
         ("cut", "<f4"),
-        ("pad", "<f4"),
+        ("text", "<f4"),
     ]
 )
+#: A picture at a finer grid: the sampled frame it belongs to, where it lies, how many times finer.
+FINE = np.dtype([("step", "<i8"), ("offset", "<i8"), ("size", "<i8"), ("times", "<i8")])
 
 
 def bank_root() -> Path:
@@ -71,7 +73,7 @@ class BankWriter:
             raise cannot_write(root, error) from error
         self._files: dict[str, IO[bytes]] = {}
         self._sums: dict[str, int] = {}
-        self._offset = 0
+        self._offset = self._fine = 0
 
     def __enter__(self) -> BankWriter:
         """Return itself."""
@@ -101,20 +103,30 @@ class BankWriter:
             raise cannot_write(self.root, error) from error
 
     def picture(
-        self, rgb: NDArray[np.uint8], pts: float, duration: float, index: int, cut: float
-    ) -> None:
-        """Append a sampled picture uint8 [H, W, 3]; ``cut``: how much it differs from the last."""
-        from PIL import Image
+        self, rgb: NDArray[np.uint8], pts: float, duration: float, index: int, cut: float,
+        text: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Append a sampled picture uint8 [H, W, 3].
 
-        stream = io.BytesIO()
-        Image.fromarray(rgb).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        data = stream.getvalue()
+        Args:
+            cut: How much it differs from the last.
+            text: How rich in text it is, 0 to 1.
+        """
+        data = _jpeg(rgb)
         self.append("pictures", data)
         self.append(
             "frames",
-            np.array([(pts, duration, index, self._offset, cut, 0)], dtype=FRAME).tobytes(),
+            np.array([(pts, duration, index, self._offset, cut, text)], dtype=FRAME).tobytes(),
         )
         self._offset += len(data)
+
+    def fine_picture(self, rgb: NDArray[np.uint8], step: int, times: int) -> None:
+        """Append the sampled picture ``step`` at ``times`` the grid's size, uint8 [H, W, 3]."""
+        data = _jpeg(rgb)
+        self.append("fine", data)
+        record = np.array([(step, self._fine, len(data), times)], dtype=FINE)
+        self.append("fine_frames", record.tobytes())
+        self._fine += len(data)
 
     def commit(self, meta: dict[str, Any]) -> Bank:
         """Write ``entry.json`` and open the entry; a keyed one is renamed into the bank."""
@@ -252,15 +264,36 @@ class Bank:
             for number, made in ahead:
                 yield number, made.result()
 
-    def _picture(self, number: int) -> NDArray[np.uint8]:
-        from PIL import Image
+    def fine(self) -> NDArray[Any]:
+        """Records of the pictures at finer grids, in order of their frames."""
+        return self.rows("fine_frames", 0, self._size("fine_frames") // FINE.itemsize, FINE)
 
+    def fine_picture(self, record: Any) -> NDArray[np.uint8]:
+        """Decode a picture of :meth:`fine`, uint8 [H, W, 3]."""
+        begin, size = int(record["offset"]), int(record["size"])
+        return _decoded(os.pread(self._files["fine"].fileno(), size, begin))
+
+    def _picture(self, number: int) -> NDArray[np.uint8]:
         record = self.frames(number, min(number + 2, self.num_frames))
         begin = int(record["offset"][0])
         end = int(record["offset"][1]) if len(record) > 1 else self._size("pictures")
         data = os.pread(self._files["pictures"].fileno(), end - begin, begin)
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+        return _decoded(data)
+
+
+def _jpeg(rgb: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return stream.getvalue()
+
+
+def _decoded(data: bytes) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def described(path: Path) -> dict[str, Any]:

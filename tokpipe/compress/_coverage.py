@@ -177,7 +177,7 @@ class Cover:
         """Tokens that lead from one moment to another; one of both may be many [m]."""
         data = self.moments.data
         changed = cell_change(data[after], data[before]) >= 1
-        fine = changed.sum(1).astype(np.float64)
+        fine: Floats = changed.sum(1).astype(np.float64)
         into, out = np.broadcast_arrays(self.coarse[after], self.coarse[before])
         if self.level.owner is None:
             return fine

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from tokpipe.compress._moments import Moments
 from tokpipe.compress._two_pass import Ids
+from tokpipe.spec import TEXT_RICH
 
-#: Part of a picture's cells that look like text from which its detail is kept and raised.
-TEXT_RICH = 0.12
 #: Pictures nearer than this show the same: one of them is raised.
 _SAME = 0.05
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from tokpipe.decide._audio import CHUNK, AudioSide
 from tokpipe.decide._engine import Demand, Kept, candidates, check_layout, decide
 from tokpipe.decide._feed import BLOCK, TowerFeed
+from tokpipe.decide._fine import fine_picture
 from tokpipe.decide._late_audio import LateAudio
 from tokpipe.decide._late_video import each_picture, survivors_of
 from tokpipe.decide._stream import is_stream, together
@@ -30,6 +31,7 @@ __all__ = [
     "complete",
     "decide",
     "each_picture",
+    "fine_picture",
     "is_stream",
     "survivors_of",
     "together",

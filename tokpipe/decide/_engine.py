@@ -35,6 +35,7 @@ class Kept:
         source: Candidates they were chosen from.
         pooled: Candidates that the pool held for a rule that sees them all at once, None where
             every candidate was looked at.
+        scale: Times the grid of ``tokens`` is finer than the video's.
     """
 
     stream: str
@@ -42,6 +43,7 @@ class Kept:
     priority: Tensor
     source: int
     pooled: int | None = None
+    scale: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,7 +123,7 @@ def decide(bank: Bank, chains: dict[str, Chain], demand: Demand) -> Iterator[Kep
                 audio_n = min(audio_n + video_n - video.settled, audio.supply.total)
             tokens, priority = video.rows()
             purse.spent += len(tokens)
-            yield Kept("video", tokens, priority, video.source, video.pooled)
+            yield Kept("video", tokens, priority, video.source, video.pooled, video.scale)
         if audio is not None:
             tokens, priority = audio.rows(audio_n)
             purse.spent += len(tokens)
@@ -153,7 +155,11 @@ def _video_side(bank: Bank, chains: dict[str, Chain], demand: Demand) -> VideoSi
             limit = min(limit, int(budget.amount))
         elif budget.form == "split":
             limit = min(limit, budget.video or 0)
-    return VideoSide(CellFeed(bank), chain, limit=limit, pool=demand.pool, device=demand.device)
+    # One grid for the whole cache: only where its budget is settled at once.
+    whole = budget is not None and budget.form in ("total", "split")
+    return VideoSide(
+        CellFeed(bank), chain, limit=limit, pool=demand.pool, device=demand.device, fine=whole
+    )
 
 
 def _audio_side(bank: Bank, chain: Chain, demand: Demand) -> AudioSide | LateAudio:

@@ -89,6 +89,13 @@ class CellFeed:
             torch.arange(first, last, dtype=torch.int32), *self.grid,
         )  # fmt: skip
 
+    def facts(self, first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """How rich in text each frame is [n], and how many times finer it is at hand [n]."""
+        finest = np.ones(self.bank.num_frames, dtype=np.int64)
+        fine = self.bank.fine()
+        finest[fine["step"]] = fine["times"]
+        return self.bank.frames(first, last)["text"].copy(), finest[first:last]
+
     def empty(self) -> TokenBatch:
         """No cells."""
         none = torch.zeros(0, dtype=torch.float64)

@@ -35,6 +35,7 @@ class LateVideo:
         source: Their candidates: tokens of whole pictures that are not padding.
         settled: Rows the window will give; set by :meth:`settle`.
         pooled: Candidates the pool could hold of them, None where it held all.
+        scale: Towers have one grid.
     """
 
     bank: Bank
@@ -52,6 +53,7 @@ class LateVideo:
     first: int = 0
     last: int = 0
     _inner: VideoSide | None = None
+    scale: int = 1
 
     def window(self, start: float, stop: float | None) -> None:
         """Count the frames with ``start`` <= pts < ``stop`` and what they offer."""

@@ -12,7 +12,8 @@ from tokpipe import registry
 from tokpipe.budget import Supply
 from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import fit_chain, own_count
-from tokpipe.decide._feed import Feed
+from tokpipe.decide._feed import CellFeed, Feed
+from tokpipe.decide._fine import finest, to_fine
 from tokpipe.decide._stream import (
     by_frame,
     is_stream,
@@ -48,9 +49,15 @@ class VideoSide:
 
     def __init__(
         self, feed: Feed, chain: Chain, *, limit: int | None, pool: int | None, device: str,
-        query: Query | None = None,
+        query: Query | None = None, fine: bool = False,
     ) -> None:  # fmt: skip
-        """``limit`` is the most rows ever wanted of one window (None: no budget at all)."""
+        """Prepare.
+
+        Args:
+            limit: The most rows ever wanted of one window (None: no budget at all).
+            fine: Pictures may be sent at finer grids than the video's.
+        """
+        self.fine = fine
         self.feed, self.limit, self.pool, self.device = feed, limit, pool, device
         self.chain, self.query = chain, query
         self.scorers, self.tail = complete(chain, budgeted=limit is not None)
@@ -76,6 +83,9 @@ class VideoSide:
             for block in self._scored():
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
+            if hasattr(self.final, "inform") and isinstance(self.feed, CellFeed):
+                text, finest = self.feed.facts(self.first, self.last)
+                self.final.inform(self._state, text, finest if self.fine else finest[:0])
         elif any(self.chain.removes(r) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
             self.supply = Supply(count, count)
@@ -102,7 +112,24 @@ class VideoSide:
         made = TokenBatch.cat(parts).sorted() if parts else self._empty()
         if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
             made = made.reduce(pooled).sorted()
-        return made, spread(self.final.order(self._state, made))
+        priority = spread(self.final.order(self._state, made))
+        times = self._finer()
+        if times and isinstance(self.feed, CellFeed):
+            return to_fine(made, priority, times, self.feed.bank)
+        return made, priority
+
+    @property
+    def scale(self) -> int:
+        """How many times finer than the video's grid the cells of :meth:`rows` are told."""
+        return finest(self._finer())
+
+    def _finer(self) -> dict[int, int]:
+        """Sampled frames that are sent at finer grids, and how many times finer."""
+        finer = getattr(self._state, "finer", None)
+        if finer is None or not finer.times:
+            return {}
+        number = self._state.moments.number
+        return {self.first + int(number[m]): times for m, times in finer.times.items()}
 
     def _scored(self) -> Iterator[TokenBatch]:
         return through_all(self._blocks(self.first, self.last), self.scorers)

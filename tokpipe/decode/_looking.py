@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,16 @@ class Looker:
 
     def restart(self) -> None:
         """Forget what was seen: a new group starts, perhaps far from the last one."""
+        self.first: NDArray[np.int16] | None = None
         self.before: NDArray[np.int16] | None = None
         self.lately: list[float] = []
         self.told = -1.0
+
+    def edge(self) -> Edge | None:
+        """The ends of what was seen since the restart."""
+        if self.first is None or self.before is None:
+            return None
+        return Edge(self.first, self.before, self.lately)
 
     def differs(self, frame: Any, at: float) -> bool:
         """Whether the picture at this second shows an abrupt change; they come in order."""
@@ -49,15 +57,35 @@ class Looker:
         now = grey.to_ndarray().astype(np.int16)
         before, self.before = self.before, now
         if before is None:
+            self.first = now
             return False
-        apart = np.abs(now - before).ravel()
-        change = float(np.partition(apart, -16)[-16:].mean())
-        usual = float(np.median(self.lately)) if self.lately else 0.0
-        self.lately = [*self.lately[-(_LATELY - 1) :], change]
-        if change <= max(_LEVELS, _ABOVE * usual) or at - self.told < _APART:
+        change, lately = _apart(before, now), self.lately
+        self.lately = [*lately[-(_LATELY - 1) :], change]
+        if not _abrupt(change, lately) or at - self.told < _APART:
             return False
         self.told = at
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """First and last small picture of a group, and what was usual towards its end."""
+
+    first: NDArray[np.int16]
+    last: NDArray[np.int16]
+    lately: list[float]
+
+    def breaks(self, after: Edge) -> bool:
+        """The group after it begins with an abrupt change."""
+        return _abrupt(_apart(self.last, after.first), self.lately)
+
+
+def _apart(before: NDArray[np.int16], now: NDArray[np.int16]) -> float:
+    return float(np.partition(np.abs(now - before).ravel(), -16)[-16:].mean())
+
+
+def _abrupt(change: float, lately: list[float]) -> bool:
+    return change > max(_LEVELS, _ABOVE * (float(np.median(lately)) if lately else 0.0))
 
 
 class LookingSource(MediaSource):

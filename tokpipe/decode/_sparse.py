@@ -25,7 +25,7 @@ import av
 from av.video.reformatter import VideoReformatter
 
 from tokpipe.decode._groups import HEAVIEST, Group, GroupCollector, Unsafe
-from tokpipe.decode._looking import Looker
+from tokpipe.decode._looking import Edge, Looker
 from tokpipe.decode._picture import DecodedPicture
 from tokpipe.decode._probe import open_container, open_stream
 from tokpipe.decode._timeline import FrameRanks, Timeline
@@ -56,11 +56,19 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Done:
-    """What came of a piece: frames in presentation order, and pictures decoded for them."""
+    """What came of a piece.
+
+    Attributes:
+        frames: Those picked in presentation order, each with its time and whether it is marked.
+        decoded: Pictures decoded for them.
+        decoder: Left to the next piece of a group that was cut.
+        edge: Where every picture is looked at, the ends of a whole group.
+    """
 
     frames: list[tuple[Any, int, bool]] = field(default_factory=list)
     decoded: int = 0
     decoder: _Decoder | None = None
+    edge: Edge | None = None
 
 
 class SparseSource(MediaSource):
@@ -133,6 +141,7 @@ class _SparseReader:
         self.waiting: deque[tuple[Future[_Done], int, int]] = deque()
         self.pictures = self.bytes = 0
         self.last: Future[_Done] | None = None
+        self.edge: Edge | None = None
         self.size: tuple[int, int] | None = None
 
     def push(self, packet: Any) -> Iterator[DecodedPicture]:
@@ -188,6 +197,10 @@ class _SparseReader:
         done = future.result()
         self.source.report.frames += done.decoded
         frames, done.frames = deque(done.frames), []
+        before, self.edge = self.edge, done.edge
+        if frames and before is not None and done.edge is not None and before.breaks(done.edge):
+            # The key comes first of all that was picked.
+            frames[0] = (*frames[0][:2], True)
         while frames:
             yield self._picture(*frames.popleft())
 
@@ -321,6 +334,8 @@ class _Decoder:
             raise Unsafe("damage")
         if self.context.has_b_frames != self.delay:
             raise Unsafe("the order of pictures changes")
+        if self.looker is not None and group.opens and group.closes:
+            done.edge = self.looker.edge()
         group.packets = []
         self.times = {} if group.closes else self.times
         return done

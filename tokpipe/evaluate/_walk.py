@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.decode import open_source
+from tokpipe.encode._text import text_richness
 from tokpipe.errors import DecodeError
 from tokpipe.evaluate._boards import Board
 from tokpipe.evaluate._embed import Collector, Embedder, at_half_side, to_size
 from tokpipe.evaluate._ssim import luma, ssim
-from tokpipe.evaluate._text import TEXT_RICH, text_richness
 from tokpipe.ingest import Progress
-from tokpipe.spec import MediaInfo
+from tokpipe.spec import TEXT_RICH, MediaInfo
 
 #: Seconds by which a time may miss a frame's own through rounding.
 _HAIR = 1e-4

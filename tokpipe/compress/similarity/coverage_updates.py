@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tokpipe.budget import Supply
 from tokpipe.compress._coverage import FOREIGN, RESERVE, STATE, Cover, Level, levels_of
-from tokpipe.compress._detail import TEXT_RICH, Finer, refine
+from tokpipe.compress._detail import Finer, refine
 from tokpipe.compress._moments import Moments
 from tokpipe.compress._sending import Sent, fill, ids_of, send
 from tokpipe.compress._two_pass import (
@@ -40,7 +40,7 @@ from tokpipe.compress._two_pass import (
     whole_frames,
 )
 from tokpipe.grid import ragged_partition, regular_shape
-from tokpipe.spec import Layout, Scope
+from tokpipe.spec import TEXT_RICH, Layout, Scope
 from tokpipe.tensors import TokenBatch, TokenMap
 
 Detail = Literal["auto", "low", "high"]
