@@ -188,3 +188,18 @@ def test_the_last_picture_is_marked() -> None:
     parts[-1].next_t = None
     choice = chooser()
     assert [choice.choose(g).marked for g in parts] == [[False], [False], [True]]
+
+
+def test_a_change_at_a_key_is_marked(tmp_path: Path) -> None:
+    """Where all is looked at, keys are compared with the last picture of the group before."""
+    path = tmp_path / "keys.mp4"
+
+    def draw(number: int, _time: float) -> NDArray[np.uint8]:
+        return slide(0 if number < 40 else 1 if number == 40 else 2)
+
+    track = VideoTrack(size=SIZE, fps=Fraction(10), frames=200, gop=20, b_frames=0, draw=draw)
+    write_media(path, track)
+    source = open_source(path, probe(path), effort="thorough", fps=2.0, threads=2)
+    marked = [x.index for x in source.read() if isinstance(x, DecodedPicture) and x.marked]
+    assert marked[0] == 40
+    assert len(marked) <= 2

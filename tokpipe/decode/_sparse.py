@@ -304,26 +304,12 @@ class _Decoder:
             Unsafe: Damage, or a chosen picture did not come.
         """
         done = _Done()
-        if self.looker is not None and group.opens:
-            self.looker.restart()
-        chosen = set(wanted.places)
+        if self.looker is not None:
+            self._look_at(group)
         for i, mark in zip(wanted.places, wanted.marked, strict=True):
             self.due[group.raw[i]] = (group.t[i], mark)
-        whole = self.looker is not None or not group.closes
-        if self.looker is not None and group.opens and min(group.t) < group.t[0]:
-            raise Unsafe("groups that need the one before")
-        if self.looker is not None:
-            self.times.update(zip(group.raw, group.t, strict=True))
         try:
-            for i in range(len(group) if whole else wanted.reach):
-                if group.opens and group.t[i] < group.t[0]:
-                    continue
-                if group.alone and i not in chosen and not whole:
-                    continue
-                skip = self.skips and not group.layered and i not in chosen
-                if skip != self.skipping:
-                    self.skipping = skip
-                    self.context.skip_frame = "NONREF" if skip else "DEFAULT"
+            for i in self._needed(group, wanted):
                 self._pick(self.context.decode(group.packets[i]), done)
             if group.closes:
                 self._pick(self.context.decode(None), done)
@@ -337,8 +323,31 @@ class _Decoder:
         if self.looker is not None and group.opens and group.closes:
             done.edge = self.looker.edge()
         group.packets = []
-        self.times = {} if group.closes else self.times
         return done
+
+    def _look_at(self, group: Group) -> None:
+        """Prepare for looking at every picture of a group."""
+        assert self.looker is not None  # noqa: S101 - asked only with one
+        if group.opens:
+            if min(group.t) < group.t[0]:
+                raise Unsafe("groups that need the one before")
+            self.looker.restart()
+            self.times = {}
+        self.times.update(zip(group.raw, group.t, strict=True))
+
+    def _needed(self, group: Group, wanted: Wanted) -> Iterator[int]:
+        """Packets to feed; where no picture refers to one and it is not chosen, it is skipped."""
+        chosen = set(wanted.places)
+        whole = self.looker is not None or not group.closes
+        for i in range(len(group) if whole else wanted.reach):
+            leading = group.opens and group.t[i] < group.t[0]
+            if leading or (group.alone and not whole and i not in chosen):
+                continue
+            skip = self.skips and not group.layered and i not in chosen
+            if skip != self.skipping:
+                self.skipping = skip
+                self.context.skip_frame = "NONREF" if skip else "DEFAULT"
+            yield i
 
     def _pick(self, frames: list[Any], done: _Done) -> None:
         for frame in frames:
