@@ -45,7 +45,10 @@ class RebuiltFrame:
 
 
 class _Content(NamedTuple):
-    """A stored picture: its time, the cells it covers and where it lies in the atlas."""
+    """A stored picture: its time, the cells it covers and where it lies in the atlas.
+
+    One that ``repeats`` looks like what is shown there already.
+    """
 
     at: float
     y: int
@@ -53,6 +56,7 @@ class _Content(NamedTuple):
     rows: int
     cols: int
     box: tuple[int, int, int, int]
+    repeats: bool = False
 
 
 class Atlas:
@@ -128,14 +132,15 @@ class Atlas:
 
 def _contents(file: CacheFile, rows: int, cols: int) -> Iterator[_Content | float]:
     """Stored pictures in row order; a row without one yields only its time."""
-    names = ["at", "cell", "extent", "tile", "kind", "atlas_box"]
+    names = ["at", "cell", "extent", "tile", "kind", "atlas_box", "score"]
     for start in range(0, file.num_rows("video.at"), _ROWS):
         block = {n: file.read(f"video.{n}", start, start + _ROWS) for n in names}
         size = _covered(block)
         shown = (block["tile"] == 0) & (block["atlas_box"][:, 0] >= 0)
-        for at, cell, (high, wide), box, show in zip(
+        again = block["score"] < 1
+        for at, cell, (high, wide), box, show, same in zip(
             block["at"].tolist(), block["cell"].tolist(), size.tolist(),
-            block["atlas_box"].tolist(), shown.tolist(), strict=True,
+            block["atlas_box"].tolist(), shown.tolist(), again.tolist(), strict=True,
         ):  # fmt: skip
             if not show:
                 yield at
@@ -145,7 +150,7 @@ def _contents(file: CacheFile, rows: int, cols: int) -> Iterator[_Content | floa
                 raise CacheCorrupt(f"the cell ({y}, {x}) is outside the grid", code="cache.cell")
             if not (1 <= high <= rows and 1 <= wide <= cols):
                 raise CacheCorrupt(f"a picture covers {high} x {wide} cells", code="cache.atlas")
-            yield _Content(at, y, x, high, wide, tuple(box))
+            yield _Content(at, y, x, high, wide, tuple(box), same)
 
 
 def _covered(block: Mapping[str, Array]) -> Array:
@@ -173,6 +178,7 @@ def rebuild_frames(
     canvas, known = _first_contents(file, pages, rows, cols, cell)
     state = np.where(known, MASK_LATER, MASK_UNKNOWN).astype(np.uint8)
     now: float | None = None
+    size = np.full((rows, cols), rows * cols)
     for item in _contents(file, rows, cols):
         at = item.at if isinstance(item, _Content) else item
         if now is not None and at != now:
@@ -180,11 +186,15 @@ def rebuild_frames(
             state[state == MASK_OWN] = MASK_EARLIER
         now = at
         if isinstance(item, _Content):
-            picture = pages.cut(item, cell)
-            part = canvas[item.y * cell : (item.y + item.rows) * cell,
-                          item.x * cell : (item.x + item.cols) * cell]  # fmt: skip
-            part[:] = picture[: part.shape[0], : part.shape[1]]
-            state[item.y : item.y + item.rows, item.x : item.x + item.cols] = MASK_OWN
+            where = slice(item.y, item.y + item.rows), slice(item.x, item.x + item.cols)
+            state[where] = MASK_OWN
+            # A coarse repeat never blurs what is shown in more detail.
+            if not (item.repeats and size[where].min() < item.rows * item.cols):
+                picture = pages.cut(item, cell)
+                part = canvas[item.y * cell : (item.y + item.rows) * cell,
+                              item.x * cell : (item.x + item.cols) * cell]  # fmt: skip
+                part[:] = picture[: part.shape[0], : part.shape[1]]
+                size[where] = item.rows * item.cols
     if now is not None:
         yield _frame(now, canvas, state, cell)
 

@@ -113,6 +113,8 @@ class VideoSide:
         if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
             made = made.reduce(pooled).sorted()
         priority = spread(self.final.order(self._state, made))
+        if hasattr(self.final, "scores"):
+            made = made.with_columns(score=self.final.scores(self._state, made))
         times = self._finer()
         if times and isinstance(self.feed, CellFeed):
             return to_fine(made, priority, times, self.feed.bank)

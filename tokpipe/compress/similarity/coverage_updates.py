@@ -57,10 +57,12 @@ class State(Choice):
         text: float32 [T], how rich in text each frame is; empty: unknown.
         finest: int [T], times each side of the grid that a picture is at hand at; empty: 1.
         finer: Moments to be sent at finer grids than the video's.
+        changes: Frame to how much its cells float32 [C] differ from what is shown by then.
     """
 
     moments: Moments
     finer: Finer = field(default_factory=Finer)
+    changes: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     text: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     finest: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -216,8 +218,10 @@ class CoverageUpdates:
             _choose(best, budget)
             parts, picked, room = self._sent(state, best, budget - state.finer.extra)
         for part in parts:
-            if part.coarse and best.level.owner is not None:
-                state.coarse[int(state.moments.number[part.moment])] = best.level.owner
+            number, owner = int(state.moments.number[part.moment]), best.level.owner
+            state.changes[number] = part.change
+            if part.coarse and owner is not None:
+                state.coarse[number], state.changes[number] = owner, part.change[owner]
         if room:
             updates = state.by_change()
             frames = state.moments.number[[part.moment for part in parts]]
@@ -254,6 +258,17 @@ class CoverageUpdates:
     def conclude(self, state: State, kept: TokenBatch) -> TokenMap | None:
         """Map of the kept rows, in the cache's order, to reduced grids; None at the full one."""
         return state.conclude(kept)
+
+    def scores(self, state: State, kept: TokenBatch) -> torch.Tensor:
+        """Scores float32 [K] of the kept rows: how much each changes what is shown."""
+        score = kept.score.clone()
+        step = kept.cell[:, 0].numpy() - (state.first or 0)
+        place = (kept.cell[:, 1] * state.cols + kept.cell[:, 2]).numpy()
+        for number in np.unique(step).tolist():
+            if number in state.changes:
+                mine = np.flatnonzero(step == number)
+                score[mine] = torch.from_numpy(state.changes[number][place[mine]])
+        return score
 
     def order(self, state: State, kept: TokenBatch) -> torch.Tensor:
         """Rank int64 [K] of each kept row: which to give up last when the budget shrinks."""
