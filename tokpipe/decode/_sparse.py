@@ -265,11 +265,11 @@ class _Decoders:
         return done
 
     def _another(self) -> _Decoder:
-        with self.lock:
-            box = self.source.closing.enter_context(open_container(self.source.path))
-        decoder = self._made(box)
-        # What only the first packet may hold, such as a sequence header, every decoder has seen.
-        decoder.prime(self.first)
+        # One at a time, and only for the decoder's set-up: the index of a day is large.
+        with self.lock, open_container(self.source.path) as box:
+            decoder = self._made(box)
+            # What only the first packet may hold, as a sequence header, every decoder has seen.
+            decoder.prime(self.first)
         return decoder
 
 
