@@ -114,7 +114,11 @@ class Cover:
 
     def uncovered(self) -> float:
         """Mean loss of likeness to the nearest chosen moment."""
-        return float(self.weight @ self.near) * _LIKENESS
+        return self.distance() * _LIKENESS
+
+    def distance(self) -> float:
+        """Mean distance to the nearest chosen moment."""
+        return float(self.weight @ self.near)
 
     def run(self, limit: float, *, until: float = 0.0) -> None:
         """Choose what covers most for its cost while ``limit`` tokens last and loss > ``until``."""

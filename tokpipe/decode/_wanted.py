@@ -226,21 +226,17 @@ class Chooser:
         return active * (film + (action - film) * take)
 
     def _on_ticks(self, here: _Here) -> list[int]:
-        """Places of the pictures that are on screen at the sampler's ticks, as it counts them."""
-        group, shown = here.group, here.shown
+        """Places of the pictures that come first after the sampler's ticks, as it counts them."""
+        shown = here.shown
         if not len(shown):
             return []
         start = here.at[shown]
         if self.origin is None:
             self.origin = float(start[0])
-        if group.next_t is not None:
-            end = group.next_t / self.timeline.scale
-        else:
-            end = float(start[-1]) + max(self.timeline.seconds(group.duration[shown[-1]]), 1e-3)
-        due = np.ceil((np.append(start[1:], end) - self.origin) * self.fps - 1e-6)
-        before = np.maximum.accumulate(np.append(self.tick, due))
-        self.tick = int(before[-1])
-        found: list[int] = shown[due > before[:-1]].tolist()
+        now = np.floor((start - self.origin) * self.fps + 1e-6).astype(np.int64)
+        before = np.maximum.accumulate(np.append(self.tick - 1, now))
+        self.tick = int(before[-1]) + 1
+        found: list[int] = shown[now > before[:-1]].tolist()
         return found
 
 

@@ -1,8 +1,8 @@
-"""Choose the frame on screen at each tick of a time grid.
+"""Choose the first frame at or after each tick of a time grid.
 
 Source: tokpipe; the common practice of video MLLMs (Qwen2-VL, section 2.1: two frames a second).
 Differs: the grid is in seconds of presentation time, never an index stride, so variable frame
-rates, gaps and offsets keep their times; a frame on screen over several ticks is chosen once.
+rates, gaps and offsets keep their times; ticks that pass while one frame is on screen are skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Fps:
     """Sampler on a time grid that starts at the first frame.
 
     A frame the decoder flagged as corrupt is never chosen; one that may depend on damage is
-    chosen only where nothing else is on screen within a tick. One that is ``marked`` shows a
+    chosen only where no other comes before the next tick. One that is ``marked`` shows a
     change: it is chosen where it is, also between ticks, but at most 8 of them a second.
 
     Attributes:
@@ -35,7 +35,7 @@ class Fps:
     source: ClassVar[str] = "tokpipe; Wang et al., Qwen2-VL, arXiv:2409.12191, section 2.1"
     modalities: ClassVar[tuple[str, ...]] = ("video",)
     causal: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     fps: Annotated[float, Field(gt=0, le=240)] = 2.0
 
@@ -43,7 +43,6 @@ class Fps:
         """Yield the chosen frames in order; items without ``usable`` (audio) pass in place."""
         origin: float | None = None
         tick, free = 0, -math.inf
-        sound: Any = None
         doubtful: Any = None
         for frame in frames:
             if not hasattr(frame, "usable"):
@@ -52,36 +51,23 @@ class Fps:
             if frame.corrupt:
                 continue
             origin = frame.pts if origin is None else origin
-            due = self._ticks_before(frame.pts - origin)
-            if due > tick:
-                if (chosen := sound or doubtful) is not None:
-                    yield chosen
-                    sound = doubtful = None
-                tick = due
-            if frame.usable and getattr(frame, "marked", False) and frame.pts >= free:
+            now = self._tick_at(frame.pts - origin)
+            if doubtful is not None and now > tick:
+                yield doubtful
+                tick, doubtful = tick + 1, None
+            marked = getattr(frame, "marked", False) and frame.pts >= free
+            if frame.usable and (marked or now >= tick):
                 yield frame
-                # It is on screen at the next tick too, and not chosen twice.
-                sound = doubtful = None
-                free = frame.pts + _APART
-            elif frame.usable:
-                sound = frame
-            else:
-                doubtful = frame
-        if (
-            origin is not None
-            and (last := sound or doubtful) is not None
-            and self._on_tick(last, origin, tick)
-        ):
-            yield last
+                tick, doubtful = max(tick, now + 1), None
+                free = frame.pts + _APART if marked else free
+            elif now >= tick and doubtful is None:
+                doubtful, tick = frame, now
+        if doubtful is not None:
+            yield doubtful
 
-    def _ticks_before(self, elapsed: float) -> int:
-        """Ticks strictly before ``elapsed``, with a hair of room for the rounding of times."""
-        return math.ceil(elapsed * self.fps - 1e-6)
-
-    def _on_tick(self, frame: Any, origin: float, tick: int) -> bool:
-        """The next tick falls while the last frame is on screen (it lasts at least one instant)."""
-        stop = frame.pts + max(frame.duration, 1e-3)
-        return bool(tick / self.fps + origin < stop - 1e-9)
+    def _tick_at(self, elapsed: float) -> int:
+        """The latest tick at ``elapsed``, with a hair of room for the rounding of times."""
+        return math.floor(elapsed * self.fps + 1e-6)
 
     def count(self, info: MediaInfo) -> int | None:
         """Ticks the video's duration holds, and never more than its frames; marks come besides."""

@@ -46,6 +46,8 @@ from tokpipe.tensors import TokenBatch, TokenMap
 Detail = Literal["auto", "low", "high"]
 #: Mean loss under which nothing is left to cover.
 _DONE = 0.002
+#: How many times as far as others a moment must lie from all chosen ones to be unlike any.
+_UNLIKE = 2.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,6 +170,8 @@ class CoverageUpdates:
             others = np.setdiff1d(np.arange(state.frames), chosen)
             even = (2 * np.arange(missing) + 1) * len(others)
             chosen = np.append(chosen, others[even // (2 * missing)])
+        # Sent whole, a frame replaces whatever was shown.
+        state.changes = dict.fromkeys(chosen.tolist(), np.ones(cells, np.float32))
         return whole_frames(chosen, cells)
 
     def _everything(self, state: State, budget: int) -> Ids:
@@ -278,6 +282,7 @@ class CoverageUpdates:
 def _choose(cover: Cover, budget: int) -> None:
     """What covers most, then what is unlike anything shown, then what else fits."""
     cover.run(budget * (1 - RESERVE), until=_DONE)
-    cover.reach(budget, STATE if cover.uncovered() <= _DONE else FOREIGN)
+    done = cover.uncovered() <= _DONE
+    cover.reach(budget, STATE if done else max(FOREIGN, _UNLIKE * cover.distance()))
     if cover.uncovered() > _DONE:
         cover.run(budget)
