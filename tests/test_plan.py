@@ -121,7 +121,7 @@ def test_plan_shows_every_step(samples: Path) -> None:
         "fps",
         "pixels",
         "temporal-drop",
-        "anchor-updates",
+        "coverage-updates",
         "mel",
         "silence-gate",
         "adjacent-merge",

@@ -74,8 +74,9 @@ def long_clip(samples: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_progress_moves_and_leaves_three_lines(width: int, long_clip: Path) -> None:
     terminal = Terminal(
-        ["compress", "lecture.mp4", "-b", "2048", "--no-bank"], long_clip.parent, width=width
-    )
+        ["compress", "lecture.mp4", "-b", "2048", "--no-bank", "--effort", "thorough"],
+        long_clip.parent, width=width,
+    )  # fmt: skip
     assert terminal.read(60)
     assert terminal.status == 0
     assert len(terminal.frames) >= 3

@@ -221,7 +221,8 @@ def descriptors(path: Path) -> tuple[Array, NDArray[np.float64], tuple[int, int]
     """Descriptors [T, C, 24] and times [T] of the 2 fps samples, and the grid."""
     recipe = load_recipe("fps:fps=2.0 | pixels")
     chains = {"video": build_chain("video", recipe.video)}
-    bank = ingest(path, probe(path), chains, keep=False).bank
+    # Every picture on a tick, whatever the packets say.
+    bank = ingest(path, probe(path), chains, keep=False, effort="thorough").bank
     rows, cols = bank.meta["grid"][:2]
     data = bank.rows("descriptors", 0, bank.num_frames * rows * cols, np.dtype("<f2"), 24)
     times = bank.frames()["pts"].copy()

@@ -281,8 +281,9 @@ def test_the_frame_vector_is_the_models_pooled_output(tiny: Tiny) -> None:
             own = model.get_image_features(**tiny.inputs(prepared)).pooler_output
         else:
             own = model(prepared).pooler_output
-    assert torch.equal(made[:, 0], own)
-    assert torch.equal(made[:, -1], own)
+    # torch's attention has several paths, which round differently.
+    torch.testing.assert_close(made[:, 0], own, rtol=1e-5, atol=2e-6)
+    assert torch.equal(made[:, 0], made[:, -1])
 
 
 def test_a_picture_is_the_same_alone_and_among_others(tiny: Tiny) -> None:

@@ -207,16 +207,16 @@ def qualities(cells: Picture) -> list[int]:
     return seen
 
 
-def test_encode_page_takes_95_where_one_cell_is_under_36_db() -> None:
+def test_encode_page_takes_100_where_one_cell_is_under_36_db() -> None:
     easy = smooth(64, seed=1)
     worst = min(map(luma_psnr, easy, slots_of(encode_page(easy))[:, 2:30, 2:30]))
     assert worst >= 36
-    assert qualities(easy) == [90]
+    assert qualities(easy) == [98]
     hard = easy.copy()
     hard[10] = 0
     hard[10, ::2, ::2, 0] = 255
-    assert qualities(hard) == [90, 95]
-    assert encode_page(hard) == pixels._webp(_page(hard), 95)
+    assert qualities(hard) == [98, 100]
+    assert encode_page(hard) == pixels._webp(_page(hard), 100)
 
 
 def _page(cells: Picture) -> Picture:
@@ -230,4 +230,4 @@ def _page(cells: Picture) -> Picture:
 
 
 def test_empty_slots_do_not_count_in_the_quality_check() -> None:
-    assert qualities(np.zeros((1, CELL, CELL, 3), dtype=np.uint8)) == [90]
+    assert qualities(np.zeros((1, CELL, CELL, 3), dtype=np.uint8)) == [98]

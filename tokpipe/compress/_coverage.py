@@ -73,6 +73,7 @@ class Cover:
 
     Attributes:
         order: Chosen moments.
+        steady: bool [n], moments that may stand for others; set by the caller.
         spent: Tokens they cost, as far as neighbours tell.
     """
 
@@ -91,11 +92,12 @@ class Cover:
         self.apart = apart
         self.loss = apart**_POWER
         self.weight = moments.seconds / moments.seconds.sum()
-        self.near = np.full(len(moments), np.float32(apart.max() * 1.01 + 1e-3))
+        self.near = np.full(len(moments), np.float32(apart.max(initial=0) * 1.01 + 1e-3))
         self.gain = self._gained(np.arange(len(moments)), self.near**_POWER)
         self.cells = moments.rows * moments.cols
         self.full = np.where(self.coarse, level.count, self.cells).astype(np.float64)
         self.cost = self.full.copy()
+        self.steady = np.ones(len(moments), np.bool_)
         self.order: list[int] = []
         self.sorted: list[int] = []
         self.spent = 0.0
@@ -120,11 +122,15 @@ class Cover:
         """Mean distance to the nearest chosen moment."""
         return float(self.weight @ self.near)
 
-    def run(self, limit: float, *, until: float = 0.0) -> None:
-        """Choose what covers most for its cost while ``limit`` tokens last and loss > ``until``."""
-        while self.order == [] or self.uncovered() > until:
+    def run(self, limit: float, *, until: float = 0.0, any_: bool = False) -> None:
+        """Choose what covers most for its cost while ``limit`` tokens last and loss > ``until``.
+
+        Only steady moments are chosen, unless ``any_`` may be.
+        """
+        while len(self.near) and (self.order == [] or self.uncovered() > until):
             fits = self.spent + self.cost <= limit
             fits[self.order] = False
+            fits &= self.steady | any_
             value = self.gain / np.maximum(self.cost, 1) if self.order else self.gain
             value = np.where(fits, value, -1.0)
             best = int(value.argmax())
@@ -135,7 +141,7 @@ class Cover:
     def reach(self, limit: float, farther: float) -> None:
         """Choose what is least like anything chosen, while it is ``farther`` than this."""
         open_ = np.ones(len(self.near), np.bool_)
-        while True:
+        while open_.any():
             far = np.where(open_, self.near, -1.0)
             best = int(far.argmax())
             if far[best] <= farther:

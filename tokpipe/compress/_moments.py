@@ -76,8 +76,12 @@ class Moments:
         self.data = data.copy() if not len(self.data) else np.concatenate([self.data, data])
         self.seen += len(starts)
         if len(self) > 2 * self.capacity:
-            while len(self) > self.capacity:
-                self._join(len(self) - self.capacity)
+            self.trim()
+
+    def trim(self) -> None:
+        """Let those that look most like the one before join it until ``capacity`` are left."""
+        while len(self) > self.capacity:
+            self._join(len(self) - self.capacity)
 
     def apart(self) -> NDArray[np.float32]:
         """Distances [n, n] between all pictures."""

@@ -188,7 +188,7 @@ class AtlasPages:
 
 
 def encode_page(cells: NDArray[np.uint8]) -> bytes:
-    """WebP of up to 1024 cells uint8 [n, 28, 28, 3], again at 95 where one falls under 36 dB."""
+    """WebP of up to 1024 cells uint8 [n, 28, 28, 3], again at 100 where one falls under 36 dB."""
     n, side = len(cells), PAGE_SIDE
     high = -(-n // side)
     slots = np.zeros((high * side, SLOT, SLOT, 3), dtype=np.uint8)

@@ -58,6 +58,7 @@ class State(Choice):
         moments: Candidates.
         text: float32 [T], how rich in text each frame is; empty: unknown.
         finest: int [T], times each side of the grid that a picture is at hand at; empty: 1.
+        even: bool [T], frames on the sampler's time grid; empty: all.
         finer: Moments to be sent at finer grids than the video's.
         changes: Frame to how much its cells float32 [C] differ from what is shown by then.
     """
@@ -67,6 +68,7 @@ class State(Choice):
     changes: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     text: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     finest: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    even: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     @property
     def given(self) -> int:
@@ -98,14 +100,18 @@ class CoverageUpdates:
         """Fresh state for frames of ``rows`` x ``cols`` cells and a budget of at most ``limit``."""
         return State(limit=limit, rows=rows, cols=cols, moments=Moments(rows, cols))
 
-    def inform(self, state: State, text: NDArray[np.float32], finest: Ids) -> None:
+    def inform(
+        self, state: State, text: NDArray[np.float32], finest: Ids, even: NDArray[np.bool_]
+    ) -> None:
         """What is known of the frames besides their cells; may be left out.
 
         Args:
             text: [T], part of a picture's cells that look like text.
             finest: [T], times each side of the grid that a picture is at hand at, 1 or more.
+            even: [T], the frame is on the sampler's time grid; others show a change between its
+                ticks, and stand for themselves only, unless they stay as long as others.
         """
-        state.text, state.finest = text, finest
+        state.text, state.finest, state.even = text, finest, even
 
     def observe(self, state: State, tokens: TokenBatch) -> None:
         """First pass: count, and remember the best cells and the moments."""
@@ -121,6 +127,7 @@ class CoverageUpdates:
     ) -> None:
         """Fix the choice: at most ``budget`` rows, at most ``per_frame`` of each frame."""
         budget = min(budget, state.total)
+        state.moments.trim()
         if budget <= 0:
             picked = np.zeros(0, np.int64)
         elif per_frame is not None and layout != "ragged":
@@ -146,6 +153,9 @@ class CoverageUpdates:
             state.pieces = ragged_partition(rows, cols, budget)
         else:
             state.pieces = regular_pieces(rows, cols, *regular_shape(rows, cols, budget))
+        if not len(state.moments):
+            # A plan, which only counts.
+            return np.arange(state.cells)
         cover = self._cover(state, levels_of(rows, cols)[0], state.cells, delta=False)
         cover.run(state.cells)
         return whole_frames(state.moments.number[cover.order[:1]], state.cells)
@@ -162,7 +172,7 @@ class CoverageUpdates:
             cover.order = [*state.finer.times, *(m for m in cover.order
                                                  if m not in state.finer.times)]  # fmt: skip
         cover.spent = len(cover.order) * cells
-        cover.run(room * cells)
+        cover.run(room * cells, any_=True)
         chosen = numbers[cover.order[:room]]
         missing = min(state.frames, room) - len(chosen)
         if missing > 0:
@@ -200,7 +210,11 @@ class CoverageUpdates:
         rich = np.zeros(len(moments), np.bool_)
         if len(state.text) and self.detail != "low":
             rich = state.text[moments.number] >= TEXT_RICH
-        return Cover(moments, moments.apart(), level, rich, budget, delta=delta)
+        cover = Cover(moments, moments.apart(), level, rich, budget, delta=delta)
+        if len(state.even):
+            usual = float(np.median(moments.seconds)) if len(moments) else 0.0
+            cover.steady = state.even[moments.number] | (moments.seconds >= usual)
+        return cover
 
     def _best(self, state: State, budget: int) -> Ids:
         """Moments sent as what changed, at the grid that leaves the least loss."""
@@ -214,7 +228,7 @@ class CoverageUpdates:
                 best = cover
         assert best is not None  # noqa: S101 - there is always the full grid
         self._raise(state, best, budget)
-        best.run(budget - state.finer.extra)
+        best.run(budget - state.finer.extra, any_=True)
         parts, picked, room = self._sent(state, best, budget - state.finer.extra)
         if room and best.level.owner is not None:
             # Too few moments to spend it all on coarse ones.
@@ -286,3 +300,4 @@ def _choose(cover: Cover, budget: int) -> None:
     cover.reach(budget, STATE if done else max(FOREIGN, _UNLIKE * cover.distance()))
     if cover.uncovered() > _DONE:
         cover.run(budget)
+        cover.run(budget, any_=True)
