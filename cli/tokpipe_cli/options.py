@@ -119,6 +119,14 @@ Fps = Annotated[
         help="Frames looked at a second.",
     ),
 ]  # fmt: skip
+Detail = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DETAIL", rich_help_panel=_RECIPE, show_default="the recipe's, auto",
+        help="Moments against detail: low (more moments, coarser), high (fewer, never coarser than "
+        "the grid) or auto (what loses least).",
+    ),
+]  # fmt: skip
 
 Encoder = Annotated[
     list[str] | None,

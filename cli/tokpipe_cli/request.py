@@ -101,6 +101,9 @@ _PLAIN = frozenset(
     )
 )
 
+#: Values of ``--detail``.
+_DETAILS = ("low", "auto", "high")
+
 
 def request_from(given: Mapping[str, Any]) -> Request:
     """Read the options of ``compress`` or ``plan``, by the names of its parameters.
@@ -108,7 +111,8 @@ def request_from(given: Mapping[str, Any]) -> Request:
     Raises:
         UsageProblem, TokpipeError: As :func:`make_request`.
     """
-    named = {name: given[name] for name in ("budget", "ratio", "threshold", "cells", "fps")}
+    names = ("budget", "ratio", "threshold", "cells", "fps", "detail")
+    named = {name: given[name] for name in names}
     return make_request(given["recipe"], towers=towers_from(given), **named, **options_from(given))
 
 
@@ -133,9 +137,9 @@ def towers_from(given: Mapping[str, Any]) -> Towers:
 def make_request(
     recipe: str, *, towers: Towers | None = None, budget: str | None = None,
     ratio: float | None = None, threshold: float | None = None, cells: int | None = None,
-    fps: float | None = None, **options: Any,
+    fps: float | None = None, detail: str | None = None, **options: Any,
 ) -> Request:  # fmt: skip
-    """Read recipe and budget and apply ``--cells``, ``--fps`` and ``--threshold``.
+    """Read recipe and budget and apply ``--cells``, ``--fps``, ``--detail`` and ``--threshold``.
 
     Raises:
         UsageProblem: Options that exclude each other, or that the recipe has no place for.
@@ -151,6 +155,8 @@ def make_request(
         made = _with_param(made, "pixels", "cells", cells, "--cells")
     if fps is not None:
         made = _with_param(made, "fps", "fps", float(fps), "--fps")
+    if detail is not None:
+        made = _with_detail(made, detail)
     if threshold is not None:
         # What the user says holds, also in a preset that otherwise fills the budget.
         made = _with_threshold(replace(made.with_budget(None), fill=False), float(threshold))
@@ -228,6 +234,13 @@ def _with_param(recipe: Recipe, use: str, name: str, value: Any, option: str) ->
             f"{option} needs a recipe with the step `{use}`", hint="see `tokpipe ops show auto`"
         )
     return replace(recipe, **changed)
+
+
+def _with_detail(recipe: Recipe, detail: str) -> Recipe:
+    """The recipe with the trade of moments against detail."""
+    if detail not in _DETAILS:
+        raise UsageProblem(f"unknown detail `{detail}`", hint=f"use {', '.join(_DETAILS)}")
+    return _with_param(recipe, "coverage-updates", "detail", detail, "--detail")
 
 
 def _with_threshold(recipe: Recipe, value: float) -> Recipe:

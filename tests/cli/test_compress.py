@@ -168,6 +168,21 @@ def test_compress_cells_and_fps_change_the_recipe(run: Any, clip: Path) -> None:
     assert {s["use"]: s for s in steps}["pixels"]["cells"] == 8
 
 
+@pytest.mark.parametrize("detail", ["low", "auto", "high"])
+def test_compress_detail_is_that_of_the_recipe(detail: str, run: Any, clip: Path) -> None:
+    assert run("compress", clip, "-b", "40", "--detail", detail).exit_code == 0
+    with open_cache(clip.with_name("clip" + END)) as cache:
+        steps = cache.metadata["tokpipe.recipe"]["video"]
+    assert {s["use"]: s for s in steps}["coverage-updates"]["detail"] == detail
+
+
+def test_plan_takes_a_detail(run: Any, clip: Path, events: Any) -> None:
+    planned = events(run("plan", clip, "-b", "40", "--detail", "low", "--json"))[0]
+    (step,) = [s for s in planned["steps"] if s["use"] == "coverage-updates"]
+    assert step["params"]["detail"] == "low"
+    assert planned["tokens"]["total"] == 40
+
+
 def test_compress_is_quiet_when_asked(run: Any, clip: Path) -> None:
     result = run("compress", clip, "-b", "8", "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -52,6 +52,8 @@ CASES: list[tuple[str, Callable[[Path], list[str]], int, str]] = [
     ("layout", with_clip("--layout", "round"), 2, "round"),
     ("layout of recipe", with_clip("--layout", "frames", "-r", "fps | pixels | tome"), 2, "frames"),
     ("cells", with_clip("--cells", "7"), 2, "--cells"),
+    ("detail", with_clip("--detail", "most"), 2, "unknown detail `most`"),
+    ("detail without its step", with_clip("--detail", "low", "-r", "tome"), 2, "coverage-updates"),
     ("cells without pixels", with_clip("--cells", "8", "-r", "audio: mel"), 2, "--cells"),
     ("fps", with_clip("--fps", "0"), 2, "fps"),
     ("codec", with_clip("--audio-codec", "mp3"), 2, "mp3"),

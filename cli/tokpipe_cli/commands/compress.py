@@ -45,6 +45,7 @@ def compress(
     recipe: o.RecipeText = "auto",
     cells: o.Cells = None,
     fps: o.Fps = None,
+    detail: o.Detail = None,
     encoder: o.Encoder = None,
     weights: o.Weights = None,
     fit: o.Fit = None,

@@ -40,6 +40,7 @@ def plan(
     recipe: o.RecipeText = "auto",
     cells: o.Cells = None,
     fps: o.Fps = None,
+    detail: o.Detail = None,
     encoder: o.Encoder = None,
     weights: o.Weights = None,
     fit: o.Fit = None,
