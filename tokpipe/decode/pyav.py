@@ -8,7 +8,7 @@ counted; nothing a header says is used to allocate.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,11 +59,11 @@ class DecodeReport:
 class StreamReader(Protocol):
     """Turns the packets of one stream, in file order, into pictures or sound."""
 
-    def push(self, packet: Any) -> Iterator[Any]:
+    def push(self, packet: Any) -> Iterable[Any]:
         """What is ready after this packet."""
         ...
 
-    def finish(self) -> Iterator[Any]:
+    def finish(self) -> Iterable[Any]:
         """What is left at the end."""
         ...
 
@@ -270,7 +270,7 @@ class _AudioReader:
         self.placer = AudioPlacer(timeline.scale)
         self.sent = 0
 
-    def push(self, packet: Any) -> Iterator[AudioChunk]:
+    def push(self, packet: Any) -> list[AudioChunk]:
         if not packet.is_discard:
             span = (packet.duration or 0) * self.packets.tick
             self.packets.place_packet(packet.pts, packet.dts, span)
@@ -280,14 +280,12 @@ class _AudioReader:
             frames = packet.decode()
         except av.FFmpegError as error:
             self.source.damage(f"audio packet: {reason(error)}")
-            return
-        for frame in frames:
-            yield from self._frame(frame)
+            return []
+        return self._frames(frames)
 
-    def finish(self) -> Iterator[AudioChunk]:
-        for frame in flush(self.stream):
-            yield from self._frame(frame)
-        yield from self._chunks(self.placer.finish())
+    def finish(self) -> list[AudioChunk]:
+        out = self._frames(flush(self.stream))
+        out += map(self._chunk, self.placer.finish())
         report, placer = self.source.report, self.placer
         report.audio_end = self.sent / RATE
         if placer.gaps:
@@ -298,24 +296,25 @@ class _AudioReader:
             report.note("audio-overlap", f"{seconds:.3f} s of overlapping audio were dropped")
         if not placer.started:
             report.note("damaged", "nothing of the audio could be decoded")
+        return out
 
-    def _frame(self, frame: Any) -> Iterator[AudioChunk]:
-        rate, samples = frame.sample_rate, frame.samples
-        if not samples:
-            return
-        if rate not in SAMPLE_RATES:
-            self.source.damage(f"sound at {rate} Hz")
-            return
-        start = self.clock.place(frame.pts, samples * self.clock.timeline.scale // rate)
-        try:
-            yield from self._chunks(self.placer.push(frame, start))
-        except (av.FFmpegError, ValueError) as error:
-            self.source.damage(f"sound that cannot be resampled: {reason(error)}")
+    def _frames(self, frames: Iterable[Any]) -> list[AudioChunk]:
+        out: list[AudioChunk] = []
+        for frame in frames:
+            rate, samples = frame.sample_rate, frame.samples
+            if not samples:
+                continue
+            if rate not in SAMPLE_RATES:
+                self.source.damage(f"sound at {rate} Hz")
+                continue
+            start = self.clock.place(frame.pts, samples * self.clock.timeline.scale // rate)
+            try:
+                out.extend(map(self._chunk, self.placer.push(frame, start)))
+            except (av.FFmpegError, ValueError) as error:
+                self.source.damage(f"sound that cannot be resampled: {reason(error)}")
+        return out
 
-    def _chunks(self, blocks: Iterator[Any]) -> Iterator[AudioChunk]:
-        for block in blocks:
-            samples = torch.from_numpy(block)[None]
-            yield AudioChunk(
-                samples=samples, pts=self.sent / RATE, sample_rate=RATE, index=self.sent
-            )
-            self.sent += len(block)
+    def _chunk(self, block: Any) -> AudioChunk:
+        at, self.sent = self.sent, self.sent + len(block)
+        samples = torch.from_numpy(block)[None]
+        return AudioChunk(samples=samples, pts=at / RATE, sample_rate=RATE, index=at)

@@ -22,22 +22,45 @@ def text_richness(rgb: NDArray[np.uint8]) -> float:
     Args:
         rgb: uint8 [H, W, 3], about 448 pixels on the long side.
     """
-    red, green, blue = (rgb[..., c].astype(np.int16) for c in range(3))
-    # BT.601 luma in 8 bits: 77, 150 and 29 of 256, as sums that fit 16.
-    grey = ((77 * red >> 1) + 75 * green + (29 * blue >> 1)) >> 7
-    rows, cols = grey.shape[0] // _TILE, grey.shape[1] // _TILE
+    rows, cols = rgb.shape[0] // _TILE, rgb.shape[1] // _TILE
     if not rows or not cols:
         return 0.0
-    cut = grey[: rows * _TILE, : cols * _TILE].reshape(rows, _TILE, cols, _TILE).swapaxes(1, 2)
-    tiles = cut.reshape(rows * cols, _TILE, _TILE)
-    edges = (np.abs(np.diff(tiles, axis=2)) >= _EDGE).mean(axis=(1, 2))
-    busy = np.flatnonzero(edges >= _EDGES)
-    paper = sum(bool(_paper(tiles[i]) >= _COVERED) for i in busy)
-    return paper / len(tiles)
+    grey = _luma(rgb[: rows * _TILE, : cols * _TILE])
+    # Steps between neighbours; those across a tile's border, its last column, do not count.
+    left, right = grey[:, :-1], grey[:, 1:]
+    step = np.zeros(grey.shape, dtype=np.bool_)
+    np.greater_equal(np.maximum(left, right) - np.minimum(left, right), _EDGE, out=step[:, :-1])
+    step[:, _TILE - 1 :: _TILE] = False
+    # Down the columns first, in bytes: 28 lines fit.
+    down = step.view(np.uint8).reshape(rows, _TILE, -1).sum(1, dtype=np.uint8)
+    edges = down.reshape(rows, cols, _TILE).sum(2) / (_TILE * (_TILE - 1))
+    busy = np.nonzero(edges >= _EDGES)
+    tiles = grey.reshape(rows, _TILE, cols, _TILE).swapaxes(1, 2)[busy]
+    paper = _paper(tiles.reshape(-1, _TILE * _TILE))
+    return float(np.count_nonzero(paper >= _COVERED)) / (rows * cols)
 
 
-def _paper(tile: NDArray[np.int16]) -> float:
-    """Part of the tile whose luma is near its commonest level."""
-    flat = tile.ravel()
-    common = int(np.bincount(flat >> 3, minlength=32).argmax()) * 8 + 4
-    return float((np.abs(flat - common) <= _PAPER).mean())
+def _luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """BT.601 luma in 8 bits: 77, 150 and 29 of 256, as sums that fit 16."""
+    grey = rgb[..., 0].astype(np.int16)
+    grey *= 77
+    grey >>= 1
+    part = rgb[..., 1].astype(np.int16)
+    part *= 75
+    grey += part
+    np.multiply(rgb[..., 2], 29, out=part, dtype=np.int16)
+    part >>= 1
+    grey += part
+    grey >>= 7
+    return grey.astype(np.uint8)
+
+
+def _paper(tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Part [N] of each tile [N, pixels] whose luma is near its commonest level."""
+    n = len(tiles)
+    place = (tiles >> 3) + np.arange(0, 32 * n, 32, dtype=np.int64)[:, None]
+    counts = np.bincount(place.ravel(), minlength=32 * n).reshape(n, 32)
+    common = (counts.argmax(1) * 8 + 4).astype(np.uint8)[:, None]
+    near = np.maximum(tiles, common) - np.minimum(tiles, common) <= _PAPER
+    part: NDArray[np.float64] = np.count_nonzero(near, axis=1) / tiles.shape[1]
+    return part
