@@ -33,6 +33,7 @@ from tokpipe.compress._sending import Sent, fill, ids_of, send
 from tokpipe.compress._two_pass import (
     Choice,
     Ids,
+    owners,
     regular_pieces,
     settle_each,
     settle_grid,
@@ -131,7 +132,7 @@ class CoverageUpdates:
         if budget <= 0:
             picked = np.zeros(0, np.int64)
         elif per_frame is not None and layout != "ragged":
-            picked = settle_smaller(state, budget, min(per_frame, state.cells))
+            picked = settle_smaller(state, budget, min(per_frame, state.cells, budget))
         elif per_frame is not None:
             picked = settle_each(state, budget, per_frame)
         elif layout == "grid":
@@ -230,7 +231,8 @@ class CoverageUpdates:
         self._raise(state, best, budget)
         best.run(budget - state.finer.extra, any_=True)
         parts, picked, room = self._sent(state, best, budget - state.finer.extra)
-        if room and best.level.owner is not None:
+        few = room >= best.level.count or (room and len(parts) == len(state.moments))
+        if few and best.level.owner is not None:
             # Too few moments to spend it all on coarse ones.
             best = self._cover(state, levels[0], budget)
             _choose(best, budget)
@@ -240,12 +242,34 @@ class CoverageUpdates:
             state.changes[number] = part.change
             if part.coarse and owner is not None:
                 state.coarse[number], state.changes[number] = owner, part.change[owner]
-        if room:
-            updates = state.by_change()
-            frames = state.moments.number[[part.moment for part in parts]]
-            updates = updates[~np.isin(updates // state.cells, frames)]
-            picked = np.concatenate([picked, updates[:room]])
-        return picked
+        return np.concatenate([picked, self._rest(state, best, parts, room)])
+
+    def _rest(self, state: State, cover: Cover, parts: list[Sent], room: int) -> Ids:
+        """More pictures, least like any sent, the last at a grid of exactly what is left.
+
+        There is room only when all others are sent whole, so these stay right.
+        """
+        numbers, near, out = state.moments.number, cover.near.copy(), []
+        sent = numbers[[part.moment for part in parts]]
+        near[[part.moment for part in parts]] = -1
+        while room and near.max() >= 0:
+            moment = int(near.argmax())
+            near = np.minimum(near, cover.apart[moment])
+            near[moment] = -1
+            number, count = int(numbers[moment]), min(room, state.cells)
+            if count < state.cells:
+                pieces = ragged_partition(state.rows, state.cols, count)
+                state.coarse[number] = owners(pieces, state.rows, state.cols)
+            state.changes[number] = np.ones(state.cells, np.float32)
+            for after in sent[sent > number][:1].tolist():
+                # Its repeats now repeat something else.
+                state.changes[after] = np.maximum(state.changes[after], 1)
+            out.append(number * state.cells + np.arange(state.cells))
+            room -= count
+        given = np.concatenate([sent, *(ids[:1] // state.cells for ids in out)])
+        updates = state.by_change()
+        updates = updates[~np.isin(updates // state.cells, given)]
+        return np.concatenate([*out, updates[:room]])
 
     def _sent(self, state: State, cover: Cover, budget: int) -> tuple[list[Sent], Ids, int]:
         """What is sent of the chosen moments, its ids, and the room that is left."""
