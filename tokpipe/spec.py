@@ -35,6 +35,8 @@ SERIOUS = frozenset(
 
 #: Part of a picture's tiles that look like text from which it counts as rich in text.
 TEXT_RICH = 0.12
+#: Score of a cell, in borders of novel, under which it looks the same as what is shown.
+VISIBLE = 0.25
 #: Codes of the ``kind`` column.
 KIND_KEPT, KIND_MERGED, KIND_POOLED, KIND_NEWLINE, KIND_SEPARATOR = range(5)
 

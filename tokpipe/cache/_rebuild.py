@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokpipe.cache._file import Array, CacheFile
 from tokpipe.cache.format import ATLAS_CODECS
 from tokpipe.errors import CacheCorrupt
-from tokpipe.spec import KIND_POOLED
+from tokpipe.spec import KIND_POOLED, VISIBLE
 
 #: Values of the mask.
 MASK_UNKNOWN, MASK_LATER, MASK_EARLIER, MASK_OWN = range(4)
@@ -137,7 +137,7 @@ def _contents(file: CacheFile, rows: int, cols: int) -> Iterator[_Content | floa
         block = {n: file.read(f"video.{n}", start, start + _ROWS) for n in names}
         size = _covered(block)
         shown = (block["tile"] == 0) & (block["atlas_box"][:, 0] >= 0)
-        again = block["score"] < 1
+        again = block["score"] < VISIBLE
         for at, cell, (high, wide), box, show, same in zip(
             block["at"].tolist(), block["cell"].tolist(), size.tolist(),
             block["atlas_box"].tolist(), shown.tolist(), again.tolist(), strict=True,

@@ -30,8 +30,8 @@ _POWER = 2.4
 _LIKENESS = 0.125
 #: Loss of likeness of a picture 8 cells wide; it falls with the square of the width.
 _BLUR, _WIDTH = 0.045, 8
-#: Distance from which a moment is a state of its own, and from which it is unlike anything shown.
-STATE, FOREIGN = 0.3, 0.8
+#: Distance from which a moment is a state of its own.
+STATE = 0.3
 #: Part of the budget kept for moments unlike anything shown, however short.
 RESERVE = 0.2
 

@@ -17,6 +17,8 @@ from tokpipe.towers import Found, PictureFeatures
 
 #: Frames of one block of cells: fixed, so that results depend on nothing else.
 BLOCK = 64
+#: Part of a tick that rounding of times may take; seconds a frame of unknown length lasts.
+_HAIR, _SHORT = 1e-6, 1 / 60
 #: The same for towers, in tokens: their rows are wide.
 _BLOCK_TOKENS = 8192
 
@@ -89,12 +91,29 @@ class CellFeed:
             torch.arange(first, last, dtype=torch.int32), *self.grid,
         )  # fmt: skip
 
-    def facts(self, first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """How rich in text each frame is [n], and how many times finer it is at hand [n]."""
+    def facts(
+        self, first: int, last: int, fps: float | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """What is known of frames besides their cells.
+
+        Args:
+            fps: Ticks a second of the sampler, None without ticks.
+
+        Returns:
+            How rich in text each is [n], how many times finer it is at hand [n], and whether it is
+            the first after a tick, or stays as long as one [n].
+        """
         finest = np.ones(self.bank.num_frames, dtype=np.int64)
         fine = self.bank.fine()
         finest[fine["step"]] = fine["times"]
-        return self.bank.frames(first, last)["text"].copy(), finest[first:last]
+        records = self.bank.frames(first, last)
+        even = np.ones(last - first, dtype=np.bool_)
+        if fps is not None and last > first:
+            ticks = (records["pts"] - self.pts[0]) * fps + _HAIR
+            even = ticks - np.floor(ticks) <= np.maximum(records["duration"], _SHORT) * fps
+            start, stop, _ = self.spans(first, last)
+            even |= (stop - start).numpy() * fps >= 1 - _HAIR
+        return records["text"].copy(), finest[first:last], even
 
     def empty(self) -> TokenBatch:
         """No cells."""

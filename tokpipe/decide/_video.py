@@ -84,8 +84,9 @@ class VideoSide:
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
             if hasattr(self.final, "inform") and isinstance(self.feed, CellFeed):
-                text, finest = self.feed.facts(self.first, self.last)
-                self.final.inform(self._state, text, finest if self.fine else finest[:0])
+                fps = getattr(self.chain.sampler, "fps", None)
+                text, finest, even = self.feed.facts(self.first, self.last, fps)
+                self.final.inform(self._state, text, finest if self.fine else finest[:0], even)
         elif any(self.chain.removes(r) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
             self.supply = Supply(count, count)

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.budget import Supply
-from tokpipe.compress._coverage import FOREIGN, RESERVE, STATE, Cover, Level, levels_of
+from tokpipe.compress._coverage import RESERVE, STATE, Cover, Level, levels_of
 from tokpipe.compress._detail import Finer, refine
 from tokpipe.compress._moments import Moments
 from tokpipe.compress._sending import Sent, fill, ids_of, send
@@ -41,7 +41,7 @@ from tokpipe.compress._two_pass import (
     whole_frames,
 )
 from tokpipe.grid import ragged_partition, regular_shape
-from tokpipe.spec import TEXT_RICH, Layout, Scope
+from tokpipe.spec import TEXT_RICH, VISIBLE, Layout, Scope
 from tokpipe.tensors import TokenBatch, TokenMap
 
 Detail = Literal["auto", "low", "high"]
@@ -59,7 +59,7 @@ class State(Choice):
         moments: Candidates.
         text: float32 [T], how rich in text each frame is; empty: unknown.
         finest: int [T], times each side of the grid that a picture is at hand at; empty: 1.
-        even: bool [T], frames on the sampler's time grid; empty: all.
+        even: bool [T], frames that may stand for others; empty: all.
         finer: Moments to be sent at finer grids than the video's.
         changes: Frame to how much its cells float32 [C] differ from what is shown by then.
     """
@@ -109,8 +109,8 @@ class CoverageUpdates:
         Args:
             text: [T], part of a picture's cells that look like text.
             finest: [T], times each side of the grid that a picture is at hand at, 1 or more.
-            even: [T], the frame is on the sampler's time grid; others show a change between its
-                ticks, and stand for themselves only, unless they stay as long as others.
+            even: [T], the frame is on the sampler's time grid or stays as long; others show a
+                change between its ticks, and stand for themselves only.
         """
         state.text, state.finest, state.even = text, finest, even
 
@@ -189,7 +189,7 @@ class CoverageUpdates:
         """Every novel cell, finer grids for text, then repeats by descending change."""
         updates = state.by_change()
         if len(state.finest) and self.detail != "low":
-            room = budget - state.novel
+            room = budget - int((state.scores >= VISIBLE).sum())
             state.finer = refine(state.moments, state.text, state.finest, room)
         finer = state.moments.number[list(state.finer.times)]
         first = np.concatenate([whole_frames(finer, state.cells), updates[: state.novel]])
@@ -203,6 +203,10 @@ class CoverageUpdates:
         """Spend what covering needs no more on finer grids for text."""
         if len(state.finest) and self.detail != "low" and cover.uncovered() <= _DONE:
             room = int(budget - cover.spent)
+            if cover.delta:
+                # Differences that can be seen come before detail.
+                seen = send(state.moments, cover.order, cover.coarse, cover.level)
+                room = budget - sum(int((p.pieces | (p.change >= VISIBLE)).sum()) for p in seen)
             state.finer = refine(state.moments, state.text, state.finest, room)
 
     def _cover(self, state: State, level: Level, budget: int, *, delta: bool = True) -> Cover:
@@ -213,8 +217,7 @@ class CoverageUpdates:
             rich = state.text[moments.number] >= TEXT_RICH
         cover = Cover(moments, moments.apart(), level, rich, budget, delta=delta)
         if len(state.even):
-            usual = float(np.median(moments.seconds)) if len(moments) else 0.0
-            cover.steady = state.even[moments.number] | (moments.seconds >= usual)
+            cover.steady = state.even[moments.number]
         return cover
 
     def _best(self, state: State, budget: int) -> Ids:
@@ -321,7 +324,7 @@ def _choose(cover: Cover, budget: int) -> None:
     """What covers most, then what is unlike anything shown, then what else fits."""
     cover.run(budget * (1 - RESERVE), until=_DONE)
     done = cover.uncovered() <= _DONE
-    cover.reach(budget, STATE if done else max(FOREIGN, _UNLIKE * cover.distance()))
+    cover.reach(budget, STATE if done else max(STATE, _UNLIKE * cover.distance()))
     if cover.uncovered() > _DONE:
         cover.run(budget)
         cover.run(budget, any_=True)
