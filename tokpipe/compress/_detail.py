@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.compress._cell_distance import cell_change
 from tokpipe.compress._moments import Moments
 from tokpipe.compress._two_pass import Ids
 from tokpipe.spec import TEXT_RICH
 
-#: Pictures nearer than this show the same: one of them is raised.
-_SAME = 0.05
+#: Pictures of which less than this part of the cells differs show the same: one is raised.
+_SAME = 0.1
 
 
 @dataclass(slots=True)
@@ -53,18 +54,21 @@ def refine(
 
 
 def _candidates(moments: Moments, text: NDArray[np.float32], finest: Ids) -> list[int]:
-    """Moments that can be finer, the most worthwhile first; of those that look alike one."""
+    """Moments that can be finer, the most worthwhile first; of those that look alike the first.
+
+    What is shown finely stays so, so that the first serves longest.
+    """
     able = (finest[moments.number] > 1) & (text[moments.number] >= TEXT_RICH)
-    index = np.flatnonzero(able)
-    if not len(index):
+    left = np.flatnonzero(able)
+    if not len(left):
         return []
-    apart = np.linalg.norm(moments.place[:, None] - moments.place[index][None], axis=2)
-    nearest = index[apart.argmin(1)]
-    stays = np.bincount(nearest, moments.seconds, minlength=len(moments))
-    worth = text[moments.number] * np.sqrt(stays)
-    kept: list[int] = []
-    for moment in index[np.argsort(-worth[index], kind="stable")].tolist():
-        near = np.linalg.norm(moments.place[kept] - moments.place[moment], axis=1)
-        if not kept or near.min() >= _SAME:
-            kept.append(moment)
-    return kept
+    apart = np.linalg.norm(moments.place[:, None] - moments.place[left][None], axis=2)
+    stays = np.bincount(left[apart.argmin(1)], moments.seconds, minlength=len(moments))
+    found: list[tuple[float, int]] = []
+    while len(left):
+        first = int(left[0])
+        changed = (cell_change(moments.data[left], moments.data[first]) >= 1).mean(1)
+        alike = left[changed < _SAME]
+        found.append((float(text[moments.number[first]] * np.sqrt(stays[alike].sum())), first))
+        left = left[changed >= _SAME]
+    return [moment for _, moment in sorted(found, key=lambda pair: -pair[0])]
