@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokpipe import __version__
 from tokpipe.cache.bank import Bank, BankWriter, bank_root
 from tokpipe.chain import Chain
+from tokpipe.compress._picture_space import place_pictures
 from tokpipe.decode import open_source
 from tokpipe.decode._backends import backend_key
 from tokpipe.decode._groups import Unsafe
@@ -36,7 +37,7 @@ from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
-_LAYOUT = 5
+_LAYOUT = 6
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -225,9 +226,12 @@ class _Run:
 
     def _frames(self, batch: FrameBatch, looks: list[Look]) -> None:
         """Store a batch, and what was noticed of its pictures."""
-        assert self.video is not None and self.fine is not None  # noqa: S101 - as above
+        assert self.video and self.fine and self.looker  # noqa: S101 - as above
         data = self.video.encoder.encode(batch).data.numpy().reshape(len(batch), -1, DIM)
-        self.writer.append("descriptors", data.astype("<f2"))
+        stored = data.astype("<f2")
+        self.writer.append("descriptors", stored)
+        grid = stored.reshape(len(batch), self.looker.grid.rows, self.looker.grid.cols, DIM)
+        self.writer.append("places", place_pictures(grid).astype("<f2"))
         for i in range(len(batch)):
             means = data[i, :, 0].astype(np.float32) / CELL
             cut = 255.0 if self.last is None else float(np.abs(means - self.last).mean())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokpipe.compress._cell_distance import cell_change
+from tokpipe.compress._moments import Facts
 from tokpipe.compress.similarity.coverage_updates import CoverageUpdates, Detail, State
 from tokpipe.compress.similarity.temporal_drop import TemporalDrop
 from tokpipe.encode.pixels import cell_tokens, describe
@@ -84,10 +85,11 @@ class Run:
             self.operator.observe(self.seen, tokens)
         if text is not None:
             every = np.ones(self.frames, np.bool_)
-            self.operator.inform(
-                self.seen, np.full(self.frames, text, np.float32),
-                np.full(self.frames, finest, np.int64), every,
+            facts = Facts(
+                text=np.full(self.frames, text, np.float32),
+                finest=np.full(self.frames, finest, np.int64), even=every,
             )  # fmt: skip
+            self.operator.inform(self.seen, facts)
 
     @property
     def data(self) -> NDArray[np.float16]:

@@ -26,8 +26,9 @@ def cell_change(
         luma, chroma: Grey levels that count as 1.
     """
     step = np.subtract(now, last, dtype=np.float32)
-    step *= step
+    # Sums of squares without a copy of the squares.
+    first = np.sqrt(np.einsum("...d,...d->...", step[..., :LUMA], step[..., :LUMA]))
+    second = np.sqrt(np.einsum("...d,...d->...", step[..., LUMA:], step[..., LUMA:]))
     scale = np.float32(LUMA_SIDE * luma), np.float32(CHROMA_SIDE * chroma)
-    first = np.sqrt(step[..., :LUMA].sum(-1)) / scale[0]
-    made: NDArray[np.float32] = np.maximum(first, np.sqrt(step[..., LUMA:].sum(-1)) / scale[1])
+    made: NDArray[np.float32] = np.maximum(first / scale[0], second / scale[1])
     return made

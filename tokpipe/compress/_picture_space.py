@@ -132,12 +132,26 @@ def _directions(luma: Array) -> Array:
     across, down = np.zeros_like(luma), np.zeros_like(luma)
     across[:, :, 1:-1] = luma[:, :, 2:] - luma[:, :, :-2]
     down[:, 1:-1] = luma[:, 2:] - luma[:, :-2]
-    size = np.hypot(across, down)
-    place = np.mod(np.arctan2(down, across) / math.pi, 1.0) * _DIRECTIONS
-    first = place.astype(np.int64) % _DIRECTIONS
-    part = place - np.floor(place)
-    out = np.empty((len(luma), _DIRECTIONS, _REGIONS, _REGIONS), dtype=np.float32)
-    for d in range(_DIRECTIONS):
-        held = np.where(first == d, 1 - part, 0) + np.where((first + 1) % _DIRECTIONS == d, part, 0)
-        out[:, d] = _pooled((size * held).astype(np.float32), _REGIONS, _REGIONS)
-    return out.reshape(len(luma), -1)
+    size = np.hypot(across, down).reshape(len(luma), -1)
+    place = np.mod(np.arctan2(down, across) / math.pi, 1.0).reshape(size.shape) * _DIRECTIONS
+    first = place.astype(np.int64)
+    part = place - first
+    region, area = _region_of(luma.shape[1], luma.shape[2])
+    base = (np.arange(len(luma))[:, None] * _REGIONS**2 + region) * _DIRECTIONS
+    count = len(luma) * _REGIONS**2 * _DIRECTIONS
+    total = np.zeros(count)
+    for step, share in ((0, 1 - part), (1, part)):
+        index = base + (first + step) % _DIRECTIONS
+        total += np.bincount(index.ravel(), (size * share).ravel(), minlength=count)
+    made: Array = total.reshape(len(luma), _REGIONS**2, _DIRECTIONS) / area[:, None]
+    # Direction by direction, as the weights were found.
+    return made.swapaxes(1, 2).reshape(len(luma), -1).astype(np.float32)
+
+
+@cache
+def _region_of(high: int, wide: int) -> tuple[Array, Array]:
+    """Region [high * wide] of each sample, and the samples of each of the 4 x 4 regions."""
+    rows = np.repeat(np.arange(_REGIONS), [b - a for a, b in spans(high, _REGIONS)])
+    cols = np.repeat(np.arange(_REGIONS), [b - a for a, b in spans(wide, _REGIONS)])
+    region = (rows[:, None] * _REGIONS + cols).reshape(-1)
+    return region, np.maximum(np.bincount(region, minlength=_REGIONS**2), 1)

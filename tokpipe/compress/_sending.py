@@ -51,7 +51,7 @@ def send(
         whole: Moments that are sent as a whole.
     """
     out: list[Sent] = []
-    shown: NDArray[np.float16] | None = None
+    shown: NDArray[np.float32] | None = None
     blurred = np.zeros(moments.rows * moments.cols, dtype=np.bool_)
     for moment in sorted(chosen):
         data, rough = moments.data[moment], bool(coarse[moment])

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.cache.bank import Bank
+from tokpipe.compress._moments import Facts
+from tokpipe.compress._picture_space import DIM as PLACE_DIM
 from tokpipe.encode.pixels import DIM, cell_tokens
 from tokpipe.late import Coverage, Survivors
 from tokpipe.tensors import TokenBatch
@@ -91,17 +93,12 @@ class CellFeed:
             torch.arange(first, last, dtype=torch.int32), *self.grid,
         )  # fmt: skip
 
-    def facts(
-        self, first: int, last: int, fps: float | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    def facts(self, first: int, last: int, fps: float | None) -> Facts:
         """What is known of frames besides their cells.
 
         Args:
-            fps: Ticks a second of the sampler, None without ticks.
-
-        Returns:
-            How rich in text each is [n], how many times finer it is at hand [n], and whether it is
-            the first after a tick, or stays as long as one [n].
+            fps: Ticks a second of the sampler, None without ticks. A frame is even where it is the
+                first after a tick, or stays as long as one.
         """
         finest = np.ones(self.bank.num_frames, dtype=np.int64)
         fine = self.bank.fine()
@@ -113,7 +110,14 @@ class CellFeed:
             even = ticks - np.floor(ticks) <= np.maximum(records["duration"], _SHORT) * fps
             start, stop, _ = self.spans(first, last)
             even |= (stop - start).numpy() * fps >= 1 - _HAIR
-        return records["text"].copy(), finest[first:last], even
+        return Facts(
+            text=records["text"].copy(), finest=finest[first:last], even=even,
+            places=lambda a, b: self.places(first + a, first + b),
+        )  # fmt: skip
+
+    def places(self, first: int, last: int) -> NDArray[np.float16]:
+        """Where pictures lie [n, E], see ``compress/_picture_space.py``."""
+        return self.bank.rows("places", first, last, np.dtype("<f2"), PLACE_DIM)
 
     def empty(self) -> TokenBatch:
         """No cells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,15 @@ class VideoSide:
         if hasattr(self.final, "settle"):
             limit = total if self.limit is None else min(total, self.limit)
             self._state = self.final.begin(limit, *self.feed.grid)
+            if hasattr(self.final, "inform") and isinstance(self.feed, CellFeed):
+                fps = getattr(self.chain.sampler, "fps", None)
+                facts = self.feed.facts(self.first, self.last, fps)
+                if not self.fine:
+                    facts = replace(facts, finest=facts.finest[:0])
+                self.final.inform(self._state, facts)
             for block in self._scored():
                 self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
-            if hasattr(self.final, "inform") and isinstance(self.feed, CellFeed):
-                fps = getattr(self.chain.sampler, "fps", None)
-                text, finest, even = self.feed.facts(self.first, self.last, fps)
-                self.final.inform(self._state, text, finest if self.fine else finest[:0], even)
         elif any(self.chain.removes(r) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
             self.supply = Supply(count, count)

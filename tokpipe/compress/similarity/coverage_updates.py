@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tokpipe.budget import Supply
 from tokpipe.compress._coverage import RESERVE, STATE, Cover, Level, levels_of
 from tokpipe.compress._detail import Finer, refine
-from tokpipe.compress._moments import Moments
+from tokpipe.compress._moments import Facts, Moments
 from tokpipe.compress._sending import Sent, fill, ids_of, send
 from tokpipe.compress._two_pass import (
     Choice,
@@ -57,9 +57,7 @@ class State(Choice):
 
     Attributes:
         moments: Candidates.
-        text: float32 [T], how rich in text each frame is; empty: unknown.
-        finest: int [T], times each side of the grid that a picture is at hand at; empty: 1.
-        even: bool [T], frames that may stand for others; empty: all.
+        facts: What is known of the frames besides.
         finer: Moments to be sent at finer grids than the video's.
         changes: Frame to how much its cells float32 [C] differ from what is shown by then.
     """
@@ -67,9 +65,7 @@ class State(Choice):
     moments: Moments
     finer: Finer = field(default_factory=Finer)
     changes: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    text: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    finest: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-    even: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    facts: Facts = field(default_factory=Facts)
 
     @property
     def given(self) -> int:
@@ -101,23 +97,14 @@ class CoverageUpdates:
         """Fresh state for frames of ``rows`` x ``cols`` cells and a budget of at most ``limit``."""
         return State(limit=limit, rows=rows, cols=cols, moments=Moments(rows, cols))
 
-    def inform(
-        self, state: State, text: NDArray[np.float32], finest: Ids, even: NDArray[np.bool_]
-    ) -> None:
-        """What is known of the frames besides their cells; may be left out.
-
-        Args:
-            text: [T], part of a picture's cells that look like text.
-            finest: [T], times each side of the grid that a picture is at hand at, 1 or more.
-            even: [T], the frame is on the sampler's time grid or stays as long; others show a
-                change between its ticks, and stand for themselves only.
-        """
-        state.text, state.finest, state.even = text, finest, even
+    def inform(self, state: State, facts: Facts) -> None:
+        """What is known of the frames besides their cells, before they are observed."""
+        state.facts = facts
 
     def observe(self, state: State, tokens: TokenBatch) -> None:
         """First pass: count, and remember the best cells and the moments."""
         state.observe(tokens)
-        state.moments.add(tokens)
+        state.moments.add(tokens, state.facts.places)
 
     def supply(self, state: State) -> Supply:
         """Novel cells and all cells seen."""
@@ -188,9 +175,9 @@ class CoverageUpdates:
     def _everything(self, state: State, budget: int) -> Ids:
         """Every novel cell, finer grids for text, then repeats by descending change."""
         updates = state.by_change()
-        if len(state.finest) and self.detail != "low":
+        if len(state.facts.finest) and self.detail != "low":
             room = budget - int((state.scores >= VISIBLE).sum())
-            state.finer = refine(state.moments, state.text, state.finest, room)
+            state.finer = refine(state.moments, state.facts.text, state.facts.finest, room)
         finer = state.moments.number[list(state.finer.times)]
         first = np.concatenate([whole_frames(finer, state.cells), updates[: state.novel]])
         _, index = np.unique(first, return_index=True)
@@ -201,23 +188,23 @@ class CoverageUpdates:
 
     def _raise(self, state: State, cover: Cover, budget: int) -> None:
         """Spend what covering needs no more on finer grids for text."""
-        if len(state.finest) and self.detail != "low" and cover.uncovered() <= _DONE:
+        if len(state.facts.finest) and self.detail != "low" and cover.uncovered() <= _DONE:
             room = int(budget - cover.spent)
             if cover.delta:
                 # Differences that can be seen come before detail.
                 seen = send(state.moments, cover.order, cover.coarse, cover.level)
                 room = budget - sum(int((p.pieces | (p.change >= VISIBLE)).sum()) for p in seen)
-            state.finer = refine(state.moments, state.text, state.finest, room)
+            state.finer = refine(state.moments, state.facts.text, state.facts.finest, room)
 
     def _cover(self, state: State, level: Level, budget: int, *, delta: bool = True) -> Cover:
         """Chooser for one grid; pictures rich in text keep the full one."""
         moments = state.moments
         rich = np.zeros(len(moments), np.bool_)
-        if len(state.text) and self.detail != "low":
-            rich = state.text[moments.number] >= TEXT_RICH
+        if len(state.facts.text) and self.detail != "low":
+            rich = state.facts.text[moments.number] >= TEXT_RICH
         cover = Cover(moments, moments.apart(), level, rich, budget, delta=delta)
-        if len(state.even):
-            cover.steady = state.even[moments.number]
+        if len(state.facts.even):
+            cover.steady = state.facts.even[moments.number]
         return cover
 
     def _best(self, state: State, budget: int) -> Ids:
