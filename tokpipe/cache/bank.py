@@ -3,6 +3,9 @@
 One entry is a folder: sampled pictures (JPEG q95 4:4:4 at the full grid) with their descriptors,
 audio at 16 kHz, mel cells, and ``entry.json``, written last, which makes it whole. Entries are
 built under a temporary name and renamed, so a killed run leaves none that looks complete.
+
+An entry that lives only as long as its run puts pictures by as they are, as far as ``PLAIN`` goes,
+and makes JPEGs of the few that are looked at: the same pixels come out.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import tempfile
 import zlib
 from collections import deque
@@ -27,6 +31,10 @@ from tokpipe.digest import canonical_json, chain
 from tokpipe.errors import ResourceError
 
 JPEG_QUALITY = 95
+#: Bytes of pictures that an entry without a key holds as they are; what comes after is JPEG.
+PLAIN = 256 << 20
+#: What such a picture begins with, unlike any JPEG, before its height, width and pixels.
+_MARK, _SHAPE = b"RGB8", struct.Struct("<4sII")
 _BLOCK = 1 << 20
 #: Times a new entry is moved in place of one that is not whole.
 _ATTEMPTS = 3
@@ -74,6 +82,7 @@ class BankWriter:
         self._files: dict[str, IO[bytes]] = {}
         self._sums: dict[str, int] = {}
         self._offset = self._fine = 0
+        self._plain = PLAIN if key is None else 0
 
     def __enter__(self) -> BankWriter:
         """Return itself."""
@@ -98,7 +107,9 @@ class BankWriter:
             if name not in self._files:
                 self._files[name] = (self.path / name).open("ab", buffering=1 << 20)
             self._files[name].write(raw)
-            self._sums[name] = zlib.crc32(raw, self._sums.get(name, 0))
+            # Sums are looked at where an entry is found by its key.
+            old = self._sums.get(name, 0)
+            self._sums[name] = zlib.crc32(raw, old) if self.key is not None else old
         except OSError as error:
             raise cannot_write(self.root, error) from error
 
@@ -112,7 +123,7 @@ class BankWriter:
             cut: How much it differs from the last.
             text: How rich in text it is, 0 to 1.
         """
-        data = _jpeg(rgb)
+        data = self._stored(rgb)
         self.append("pictures", data)
         self.append(
             "frames",
@@ -122,11 +133,18 @@ class BankWriter:
 
     def fine_picture(self, rgb: NDArray[np.uint8], step: int, times: int) -> None:
         """Append the sampled picture ``step`` at ``times`` the grid's size, uint8 [H, W, 3]."""
-        data = _jpeg(rgb)
+        data = self._stored(rgb)
         self.append("fine", data)
         record = np.array([(step, self._fine, len(data), times)], dtype=FINE)
         self.append("fine_frames", record.tobytes())
         self._fine += len(data)
+
+    def _stored(self, rgb: NDArray[np.uint8]) -> bytes:
+        size = _SHAPE.size + rgb.nbytes
+        if size > self._plain:
+            return _jpeg(rgb)
+        self._plain -= size
+        return _SHAPE.pack(_MARK, *rgb.shape[:2]) + rgb.tobytes()
 
     def commit(self, meta: dict[str, Any]) -> Bank:
         """Write ``entry.json`` and open the entry; a keyed one is renamed into the bank."""
@@ -292,6 +310,9 @@ def _jpeg(rgb: NDArray[np.uint8]) -> bytes:
 def _decoded(data: bytes) -> NDArray[np.uint8]:
     from PIL import Image
 
+    if data.startswith(_MARK):
+        _, high, wide = _SHAPE.unpack_from(data)
+        data = _jpeg(np.frombuffer(data, np.uint8, offset=_SHAPE.size).reshape(high, wide, 3))
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 

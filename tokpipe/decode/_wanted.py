@@ -8,6 +8,7 @@ whole file and depends on nothing else: no budget, no thread, no batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,7 @@ _KEYS, _BITS = 0.6, 0.02
 #: Part of an active group's packets that may be decoded for pictures between key and changes, for
 #: small pictures and for those of ``_LARGE`` pixels, where decoding outweighs all else: in a film,
 #: and in a take that has gone on for ``_TAKE`` seconds without a change.
-_FILM, _ACTION = (0.12, 0.4), (0.5, 0.9)
+_FILM, _ACTION = (0.08, 0.4), (0.25, 0.9)
 _LARGE, _TAKE = 1280 * 720, 20.0
 #: A cut has so many times the bytes of the largest among so many packets on both sides, and this
 #: part of the key.
@@ -50,8 +51,12 @@ _APART = 1.0
 _DENSE = 0.4
 #: Packets that may be saved up for later groups, or owed for changes.
 _SAVED, _OWED = 250, 500
-#: Seconds of media below which reading in part saves too little.
+#: A change that lasts into the next key is left to it where that comes within this part of the
+#: time that would be decoded for the change, and so many seconds; within a tick at any rate.
+_WAIT, _LATE = 0.2, 1.5
+#: Seconds of media, and pixels of all its pictures, below which reading in part saves too little.
 SHORT = 15.0
+SMALL = 1.2e9
 #: Seconds after which a picture is due even where nothing seems to happen.
 GAP = 20.0
 #: Packets that a picture is coded before others that are shown before it, from which on a stream
@@ -87,8 +92,15 @@ def reads_whole(info: MediaInfo, *, strict: bool = False) -> str | None:
     checks = (
         (strict, "strict: all is looked at for damage"),
         (known is not None and known < SHORT, "too short to save anything"),
+        (known is not None and _pixels(video, known) < SMALL, "too small to save anything"),
     )
     return next((why for seen, why in checks if seen), None)
+
+
+def _pixels(video: VideoInfo, seconds: float) -> float:
+    """Pixels of all pictures, as the header tells."""
+    rate = float(video.frame_rate) if video.frame_rate else math.inf
+    return seconds * rate * video.width * video.height
 
 
 class Chooser:
@@ -110,6 +122,7 @@ class Chooser:
         self.key = 0
         self.allowed = 0.0
         self.last = self.change = 0.0
+        self.owed = False
 
     def choose(self, group: Group) -> Wanted:
         """The pictures of the next group that are wanted."""
@@ -142,14 +155,15 @@ class Chooser:
         if group.opens:
             self.key, inter = int(here.size[0]), here.size[1:]
             other = abs(self.key - before) > _OTHER_KEY * max(self.key, before)
-            picked[0] = bool(before) and other
+            picked[0] = (bool(before) and other) or self.owed
+            self.owed = False
         if self.effort == "thorough":
             picked |= {i: picked.get(i, False) for i in here.ticks}
         else:
             first = len(group) - len(inter)
             changes = [i + first for i in self._changes(here, inter)]
             changes = [i for i in changes if not group.hidden[i]]
-            picked |= dict.fromkeys(changes, True)
+            picked |= dict.fromkeys(self._kept(here, changes), True)
             if self.effort == "balanced":
                 self._spread(here, inter, picked)
             if changes:
@@ -158,6 +172,23 @@ class Chooser:
         if picked:
             self.last = float(here.at[list(picked)].max())
         return picked
+
+    def _kept(self, here: _Here, changes: list[int]) -> list[int]:
+        """The changes without the last one, where the next key shows the same soon enough."""
+        group, scale = here.group, self.timeline.scale
+        if not changes or group.next_t is None or not group.closes:
+            return changes
+        last = max(changes, key=lambda i: group.t[i])
+        others = [i for i in changes if i != last]
+        decoded = (group.t[last] - max((group.t[i] for i in others), default=group.t[0])) / scale
+        wait = (group.next_t - group.t[last]) / scale
+        # A later picture that must be decoded anyway passes by this one.
+        if max(others, default=0) > last or wait > max(
+            min(_WAIT * decoded, _LATE), min(1 / self.fps, 1.0)
+        ):
+            return changes
+        self.owed = True
+        return others
 
     def _changes(self, here: _Here, inter: NDArray[np.int64]) -> list[int]:
         """Packets far above their neighbours."""

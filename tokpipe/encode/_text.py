@@ -37,7 +37,8 @@ def text_richness(rgb: NDArray[np.uint8]) -> float:
     busy = np.nonzero(edges >= _EDGES)
     tiles = grey.reshape(rows, _TILE, cols, _TILE).swapaxes(1, 2)[busy]
     paper = _paper(tiles.reshape(-1, _TILE * _TILE))
-    return float(np.count_nonzero(paper >= _COVERED)) / (rows * cols)
+    part: float = np.count_nonzero(paper >= _COVERED) / (rows * cols)
+    return part
 
 
 def _luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -79,6 +79,9 @@ class Fps:
             duration = info.duration - start
         if duration is None:
             return None
-        ticks = max(1, math.ceil(duration * self.fps - 1e-6))
         rate = info.video.frame_rate
-        return min(ticks, max(1, math.ceil(duration * rate - 1e-6))) if rate else ticks
+        if not rate:
+            return max(1, math.ceil(duration * self.fps - 1e-6))
+        # A tick after the last frame has none.
+        frames = max(1, math.ceil(duration * rate - 1e-6))
+        return min(frames, self._tick_at(float((frames - 1) / rate)) + 1)
