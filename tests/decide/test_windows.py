@@ -13,6 +13,7 @@ import pytest
 from tokpipe.budget import Budget
 from tokpipe.cache.bank import FRAME, Bank, BankWriter
 from tokpipe.chain import Chain, build_chain
+from tokpipe.compress._picture_space import place_pictures
 from tokpipe.decide import Demand, Kept, decide
 from tokpipe.recipe import load_recipe
 
@@ -98,9 +99,11 @@ def hours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Bank]]
             draw = np.random.default_rng(0)
             hour = (draw.normal(0, 40, (7200, 4, 24)) + 1500).astype("<f2")
             hour[1::2] = hour[::2]  # every second frame repeats
+            where = place_pictures(hour.reshape(7200, 2, 2, 24)).astype("<f2")
             sound = draw.uniform(-60, -20, (90_000, 4)).astype("<f4")
             for _ in range(length):
                 writer.append("descriptors", hour)
+                writer.append("places", where)
                 writer.append("mel_columns", sound)
                 writer.append("mel", np.zeros((90_000, 320), "<f2"))
             frames = np.zeros(steps, dtype=FRAME)
