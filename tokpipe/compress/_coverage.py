@@ -33,7 +33,7 @@ _BLUR, _WIDTH = 0.045, 8
 #: Distance from which a moment is a state of its own.
 STATE = 0.3
 #: Part of the budget kept for moments unlike anything shown, however short.
-RESERVE = 0.2
+RESERVE = 0.3
 
 
 @dataclass(frozen=True, slots=True)

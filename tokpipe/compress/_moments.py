@@ -23,6 +23,8 @@ Places = Callable[[int, int], NDArray[Any]]
 CAPACITY, _BYTES, _LEAST = 2048, 32 << 20, 64
 #: One in so many moments may join the one before in a round.
 _AT_ONCE = 6
+#: Frames taken together.
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,6 @@ class Facts:
     places: Places | None = None
 
 
-@dataclass(slots=True)
 class Moments:
     """Moments in order of time.
 
@@ -52,30 +53,45 @@ class Moments:
 
     Attributes:
         rows, cols: Cells of a picture.
-        number: int64 [n], which frame of the stream.
-        seconds: float64 [n], how long it (and what joined it) was on screen.
-        place: float32 [n, DIM], see ``place_pictures``.
-        data: float32 [n, C, 24], cell descriptors.
+        capacity: Moments that may stay.
     """
 
-    rows: int
-    cols: int
-    number: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    place: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, DIM), np.float32))
-    data: NDArray[np.float32] = field(
-        default_factory=lambda: np.zeros((0, 0, CELL_DIM), np.float32)
-    )
-    seen: int = 0
+    def __init__(self, rows: int, cols: int) -> None:
+        """Hold nothing yet; rows are taken as they are needed."""
+        self.rows, self.cols = rows, cols
+        cells = rows * cols
+        self.capacity = min(CAPACITY, max(_LEAST, _BYTES // (cells * CELL_DIM * 4)))
+        # Memory that is never written is never taken; one block may come on top.
+        room = 2 * self.capacity + _BLOCK
+        self._number = np.empty(room, np.int64)
+        self._seconds = np.empty(room)
+        self._place = np.empty((room, DIM), np.float32)
+        self._data = np.empty((room, cells, CELL_DIM), np.float32)
+        self._count = self._seen = 0
 
     def __len__(self) -> int:
         """Return n."""
-        return len(self.number)
+        return self._count
 
     @property
-    def capacity(self) -> int:
-        """Moments that may stay."""
-        return min(CAPACITY, max(_LEAST, _BYTES // (self.rows * self.cols * CELL_DIM * 4)))
+    def number(self) -> NDArray[np.int64]:
+        """Which frame of the stream each is, int64 [n]."""
+        return self._number[: self._count]
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """How long each (and what joined it) was on screen, float64 [n]."""
+        return self._seconds[: self._count]
+
+    @property
+    def place(self) -> NDArray[np.float32]:
+        """Where each lies, float32 [n, DIM], see ``place_pictures``."""
+        return self._place[: self._count]
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        """Cell descriptors float32 [n, C, 24]."""
+        return self._data[: self._count]
 
     def add(self, tokens: TokenBatch, places: Places | None = None) -> None:
         """Add whole frames of ``pixels`` tokens.
@@ -93,23 +109,30 @@ class Moments:
                 hint="use it after the `pixels` encoder",
             )
         starts = [a for a, _ in frame_slices(tokens)]
-        data = tokens.data.float().numpy().reshape(len(starts), -1, CELL_DIM)
+        rows = tokens.data.numpy().reshape(len(starts), -1, CELL_DIM)
         pts = tokens.pts[starts].numpy()
-        grid = data.reshape(len(starts), self.rows, self.cols, CELL_DIM)
-        last = self.seen + len(starts)
-        place = place_pictures(grid) if places is None else places(self.seen, last)
-        self.number = np.append(self.number, self.seen + np.arange(len(starts)))
-        self.seconds = np.append(self.seconds, np.maximum(pts[:, 1] - pts[:, 0], 1e-3))
-        self.place = np.concatenate([self.place, place.astype(np.float32)])
-        self.data = data.copy() if not len(self.data) else np.concatenate([self.data, data])
-        self.seen += len(starts)
-        if len(self) > 2 * self.capacity:
+        for a in range(0, len(starts), _BLOCK):
+            b = min(a + _BLOCK, len(starts))
+            part, stays = rows[a:b], pts[a:b, 1] - pts[a:b, 0]
+            if places is None:
+                where = place_pictures(part.reshape(b - a, self.rows, self.cols, CELL_DIM))
+            else:
+                where = places(self._seen, self._seen + b - a)
+            self._put(part, where, np.maximum(stays, 1e-3))
+
+    def _put(self, data: NDArray[Any], place: NDArray[Any], seconds: NDArray[np.float64]) -> None:
+        own = slice(self._count, self._count + len(data))
+        self._number[own] = self._seen + np.arange(len(data))
+        self._seconds[own], self._place[own], self._data[own] = seconds, place, data
+        self._count += len(data)
+        self._seen += len(data)
+        if self._count > 2 * self.capacity:
             self.trim()
 
     def trim(self) -> None:
         """Let those that look most like the one before join it until ``capacity`` are left."""
-        while len(self) > self.capacity:
-            self._join(len(self) - self.capacity)
+        while self._count > self.capacity:
+            self._join(self._count - self.capacity)
 
     def apart(self) -> NDArray[np.float32]:
         """Distances [n, n] between all pictures."""
@@ -122,16 +145,20 @@ class Moments:
     def _join(self, count: int) -> None:
         """Let at most ``count`` moments join their predecessors, no two neighbours at once."""
         apart = np.linalg.norm(np.diff(self.place, axis=0), axis=1)
-        gone = np.zeros(len(self), dtype=np.bool_)
+        gone = np.zeros(self._count, dtype=np.bool_)
         # A few at a time: half of all at once would take every second one, however unlike.
         nearest = np.argsort(apart, kind="stable")[: max(1, len(apart) // _AT_ONCE)]
         for i in nearest.tolist():
             if not (gone[i] or gone[i + 1] or (i + 2 < len(gone) and gone[i + 2])):
                 gone[i + 1] = True
-                self.seconds[i] += self.seconds[i + 1]
+                self._seconds[i] += self._seconds[i + 1]
                 count -= 1
                 if not count:
                     break
-        stay = ~gone
-        self.number, self.seconds = self.number[stay], self.seconds[stay]
-        self.place, self.data = self.place[stay], self.data[stay]
+        stay = np.flatnonzero(~gone)
+        for column in (self._number, self._seconds, self._place, self._data):
+            # Rows move down in order, so none is overwritten before it moved.
+            for a in range(0, len(stay), _BLOCK):
+                part = stay[a : a + _BLOCK]
+                column[a : a + len(part)] = column[part]
+        self._count = len(stay)

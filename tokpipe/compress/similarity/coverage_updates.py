@@ -5,7 +5,7 @@ section 3) over whole pictures that are sent as in video coding: key frames, and
 what is shown.
 
 A moment costs the cells that differ from what is shown by then, so a still scene buys many moments
-and every picture that is rebuilt is whole. A fifth of the budget goes to moments unlike anything
+and every picture that is rebuilt is whole. Up to three tenths of the budget go to moments unlike anything
 shown, however short. Pictures rich in text keep the full grid; the others get the grid that leaves
 the least loss, estimated from their distances and from what each grid blurs. Where the novel cells
 of all frames fit, they are all kept. What is left raises pictures rich in text to finer grids, then
@@ -48,7 +48,7 @@ Detail = Literal["auto", "low", "high"]
 #: Mean loss under which nothing is left to cover.
 _DONE = 0.002
 #: How many times as far as others a moment must lie from all chosen ones to be unlike any.
-_UNLIKE = 2.0
+_UNLIKE = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
