@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from tokpipe.cache.reader import open_cache
+from tokpipe.decode import _wanted
 from tokpipe.testing.media import VideoTrack, write_media
 
 #: Pictures of the sample lecture.
 PICTURES = 1800
+
+
+@pytest.fixture(autouse=True)
+def _small_files_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clips here are small, and read in part all the same."""
+    monkeypatch.setattr(_wanted, "SMALL", 0.0)
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "thorough"])
