@@ -28,7 +28,7 @@ from tokpipe.decode._groups import Unsafe
 from tokpipe.decode._wanted import Effort
 from tokpipe.decode.pyav import MediaSource
 from tokpipe.digest import chain
-from tokpipe.encode.pixels import DIM
+from tokpipe.encode.pixels import DIM, describe
 from tokpipe.fine import FineKeeper, FineLooker, Look, finer_times
 from tokpipe.flow import prefetch
 from tokpipe.grid import CELL, Grid
@@ -227,7 +227,7 @@ class _Run:
     def _frames(self, batch: FrameBatch, looks: list[Look]) -> None:
         """Store a batch, and what was noticed of its pictures."""
         assert self.video and self.fine and self.looker  # noqa: S101 - as above
-        data = self.video.encoder.encode(batch).data.numpy().reshape(len(batch), -1, DIM)
+        data = describe(batch.pixels).numpy().reshape(len(batch), -1, DIM)
         stored = data.astype("<f2")
         self.writer.append("descriptors", stored)
         grid = stored.reshape(len(batch), self.looker.grid.rows, self.looker.grid.cols, DIM)

@@ -96,6 +96,17 @@ def test_a_single_picture_is_what_was_inserted(talk: Path) -> None:
     assert np.abs(seen - slide(3))[:150].mean() > 15
 
 
+def test_a_small_file_is_read_whole(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = probe(talk)
+    pixels = SIZE[0] * SIZE[1] * RATE * SECONDS
+    monkeypatch.setattr(_wanted, "SMALL", 0.99 * pixels)
+    assert _wanted.reads_whole(info) is None
+    monkeypatch.setattr(_wanted, "SMALL", 1.01 * pixels)
+    assert _wanted.reads_whole(info) == "too small to save anything"
+    scan = scan_packets(talk, info, "balanced", 2.0)
+    assert (scan.whole, scan.wanted) == ("too small to save anything", None)
+
+
 @pytest.mark.parametrize("effort", ["fast", "balanced", "thorough"])
 def test_the_choice_is_that_of_the_packets(talk: Path, effort: Effort) -> None:
     scan = scan_packets(talk, probe(talk), effort, 2.0)
@@ -139,8 +150,38 @@ def reached(parts: list[Group], choice: Chooser) -> float:
 
 def test_a_still_group_costs_its_key() -> None:
     parts = groups(8, 250, lambda _: 40)
+    for k, group in enumerate(parts):
+        group.size[0] += 200 * k
     choice = chooser()
     assert [choice.choose(g).places for g in parts] == [[0]] * 8
+
+
+def test_a_key_that_shows_the_same_again_is_passed_over_for_a_while() -> None:
+    parts = groups(8, 250, lambda _: 40)
+    choice = chooser()
+    assert [choice.choose(g).places for g in parts] == [[0], []] * 4
+    busy = chooser()
+    assert all(busy.choose(g).places for g in groups(8, 250, lambda _: 400))
+
+
+def test_a_change_shortly_before_a_key_is_left_to_it() -> None:
+    """One that the key still shows: of two in a row the first is decoded where it is."""
+
+    def late(i: int) -> int:
+        return 9000 if i in (90, 175, 190, 270) else 40
+
+    parts = groups(4, 100, late)
+    choice = chooser("fast")
+    found = [choice.choose(g) for g in parts]
+    chosen = [list(zip(w.places, w.marked, strict=True)) for w in found]
+    # 90 comes 0.4 s before its key, 190 too; 270 comes 1.2 s before and would cost 2.8 s.
+    assert chosen == [
+        [(0, False)],
+        [(0, True), (75, True)],
+        [(0, True), (70, True)],
+        [],
+    ]
+    assert [w.reach for w in found] == [1, 76, 71, 0]
 
 
 def test_busy_groups_get_more_and_never_all() -> None:
@@ -193,7 +234,7 @@ def test_the_last_picture_is_marked() -> None:
     parts = groups(3, 100, lambda _: 40)
     parts[-1].next_t = None
     choice = chooser()
-    assert [choice.choose(g).marked for g in parts] == [[False], [False], [True]]
+    assert [choice.choose(g).marked for g in parts] == [[False], [], [True]]
 
 
 def test_a_change_at_a_key_is_marked(tmp_path: Path) -> None:

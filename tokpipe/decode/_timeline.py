@@ -130,11 +130,15 @@ class StreamClock:
             time_base: Of ``pts`` when it differs from the stream's.
         """
         if pts is None:
-            t = order = self.end
-        else:
-            raw = self.ticks_to_units(pts, time_base) - self.timeline.zero
-            t = order = self._in_epoch(raw, raw)
-        return self._note(t, order, duration)
+            return self._note(self.end, self.end, duration)
+        line = self.timeline
+        raw = pts * self.tick if time_base is None else self.ticks_to_units(pts, time_base)
+        raw -= line.zero
+        t, last = raw + line.offsets[self.epoch], self.last
+        # In step, as nearly always: neither back nor too far ahead.
+        if t - self.end > RESET * line.scale or (last is not None and t < last):
+            t = self._in_epoch(raw, raw)
+        return self._note(t, t, duration)
 
     def place_packet(self, pts: int | None, dts: int | None, duration: int) -> int:
         """Media time in units of the next packet in decoding order.
@@ -144,23 +148,22 @@ class StreamClock:
         """
         if pts is None and dts is None:
             return self._note(self.end, self.end, duration)
-        zero, last = self.timeline.zero, self.last
-        raw = (pts if pts is not None else dts or 0) * self.tick - zero
-        order = dts * self.tick - zero if dts is not None else None
-        t = self._in_epoch(raw, order)
-        placed = t - raw + order if order is not None else last
+        line, last = self.timeline, self.last
+        raw = (pts if pts is not None else dts or 0) * self.tick - line.zero
+        offset = line.offsets[self.epoch]
+        if dts is None:
+            return self._note(self._in_epoch(raw, None), last, duration)
+        order = dts * self.tick - line.zero
+        t, placed = raw + offset, order + offset
+        if t - self.end > RESET * line.scale or (last is not None and placed < last):
+            t = self._in_epoch(raw, order)
+            placed = t - raw + order
         return self._note(t, placed, duration)
 
     def _in_epoch(self, raw: int, order: int | None) -> int:
         line = self.timeline
         offset = line.offsets[self.epoch]
         last = self.last
-        ahead = raw + offset - self.end
-        if ahead <= RESET * line.scale and (
-            order is None or last is None or order + offset >= last
-        ):
-            # In step, as nearly always: neither back nor too far ahead.
-            return raw + offset
         back = order is not None and last is not None and order + offset < last - RESET * line.scale
         if back or line.absurd(raw + offset, self.end):
             return self._next_epoch(raw)

@@ -45,6 +45,8 @@ _LARGE, _TAKE = 1280 * 720, 20.0
 #: A cut has so many times the bytes of the largest among so many packets on both sides, and this
 #: part of the key.
 _SHARP, _FEW, _CUT = 2.0, 8, 0.15
+#: Packets are still below this part of the usual one, in a row of so many.
+_HALT, _HALTED = 0.2, 4
 #: Seconds after the last picture at which it is worth decoding on for another.
 _APART = 1.0
 #: Share from which a take is action.
@@ -66,6 +68,9 @@ _AHEAD = 5
 _REMEMBERED = 60
 #: Part of its size by which a key must differ from the one before to count as a change.
 _OTHER_KEY = 0.1
+#: Part below which it shows the same again, in a group of at most so many bits a pixel: it is passed
+#: over where nothing else is wanted of its group and another picture comes within ``GAP``.
+_SAME_KEY, _STILL = 0.01, 0.005
 
 
 @dataclass(slots=True)
@@ -123,6 +128,7 @@ class Chooser:
         self.allowed = 0.0
         self.last = self.change = 0.0
         self.owed = False
+        self.shown = 0
 
     def choose(self, group: Group) -> Wanted:
         """The pictures of the next group that are wanted."""
@@ -168,10 +174,20 @@ class Chooser:
                 self._spread(here, inter, picked)
             if changes:
                 self.change = float(here.at[changes].max())
+            if group.opens and picked == {0: False} and self._again(here):
+                del picked[0]
+        if group.opens and 0 in picked:
+            self.shown = self.key
         self.sizes = [*self.sizes, *inter.tolist()][-_REMEMBERED:]
         if picked:
             self.last = float(here.at[list(picked)].max())
         return picked
+
+    def _again(self, here: _Here) -> bool:
+        """Little moves, the key is as large as the last one decoded, and none is due so soon."""
+        soon = float(here.at.max()) - self.last < GAP
+        still = 8 * float(here.size[1:].sum()) < _STILL * self.pixels * len(here.group)
+        return soon and still and abs(self.key - self.shown) <= _SAME_KEY * self.shown
 
     def _kept(self, here: _Here, changes: list[int]) -> list[int]:
         """The changes without the last one, where the next key shows the same soon enough."""
@@ -209,7 +225,18 @@ class Chooser:
             usual = near[max(len(near) - 1 - max(below, 1), 0)]
             if inter[i] >= _ABOVE * usual or (not uneven and self._peak(every, at)):
                 found.append(i)
-        return found
+        return sorted({*found, *self._halts(every, offset)})
+
+    def _halts(self, every: NDArray[np.int64], offset: int) -> list[int]:
+        """Packets after which all at once nothing moves: a card or a slide between moving scenes.
+
+        The first picture of such a state may be no larger than those of the motion before.
+        """
+        low = every < _HALT * np.median(every)
+        edge = np.flatnonzero(~low[:-1] & low[1:])
+        runs = [i for i in edge.tolist() if low[i + 1 : i + 1 + _HALTED].sum() == _HALTED]
+        floor = _PART * self.key
+        return [i - offset for i in runs if i >= offset and every[i] >= floor]
 
     def _peak(self, every: NDArray[np.int64], at: int) -> bool:
         """A cut to a scene that is no harder to code: it stands out among the next few."""

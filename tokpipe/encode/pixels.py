@@ -206,7 +206,8 @@ def encode_page(cells: NDArray[np.uint8]) -> bytes:
 
 def _webp(page: NDArray[np.uint8], quality: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(page).save(stream, "WEBP", quality=quality, method=4)
+    # Methods above 2 take twice the time for a twentieth of the bytes.
+    Image.fromarray(page).save(stream, "WEBP", quality=quality, method=2)
     return stream.getvalue()
 
 
