@@ -59,7 +59,6 @@ def test_no_more_moments_than_the_capacity_stay(
     assert 77 in made.number
     assert made.seconds.sum() == pytest.approx(150)
     assert (np.diff(made.number) > 0).all()
-    assert made.seen == 150
     assert len(made.data) == len(made.place) == 16
 
 

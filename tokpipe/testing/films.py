@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokpipe.compress._detail import Finer
 from tokpipe.compress._moments import Facts
+from tokpipe.compress._states import StateMapper
 from tokpipe.compress.similarity.coverage_updates import CoverageUpdates, Detail, State
 from tokpipe.compress.similarity.temporal_drop import TemporalDrop
 from tokpipe.encode.pixels import cell_tokens, describe
@@ -88,7 +90,10 @@ class CoverageRun:
 
     def settled(self, budget: int, layout: Layout = "ragged", each: int | None = None) -> State:
         """The state after the first pass."""
-        state = deepcopy(self.seen)
+        # What the second half changes is made anew; the rest is only read.
+        state = replace(
+            self.seen, coarse={}, changes={}, pieces=[], finer=Finer(), mapper=StateMapper()
+        )
         self.operator.settle(state, budget, layout, each)
         return state
 
