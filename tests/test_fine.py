@@ -205,6 +205,52 @@ def test_every_number_of_cells(cells: int, wide: set[int], slide_show: Any, tmp_
         assert first.pixels.shape[1] in {28 * n for n in wide}
 
 
+@pytest.mark.parametrize("budget", ["20/s", "10%", "50/frame"])
+def test_budgets_by_time_keep_the_grid_of_the_video(
+    budget: str, slide_show: Any, tmp_path: Path
+) -> None:
+    """Windows are settled one by one, and a cache has one grid."""
+    out = tmp_path / f"a{END}"
+    compressed(slide_show, out, budget)
+    with open_cache(out) as cache:
+        assert cache.metadata["tokpipe.grid"]["cols"] == 16
+        assert (cache.tokens()["video"].kind == KIND_KEPT).all()
+
+
+def test_whole_frames_can_be_fine(slide_show: Any, tmp_path: Path) -> None:
+    out = tmp_path / f"a{END}"
+    options = Options(effort="thorough", layout="frames")
+    compress_file(slide_show.path, out, budget=f"video={FINE}", options=options)
+    assert verify(out, deep=True).ok
+    with open_cache(out) as cache:
+        rows = cache.tokens()["video"]
+        assert len(rows) == FINE // 144 * 144
+        _, counts = np.unique(rows.at, return_counts=True)
+        assert set(counts.tolist()) <= {144, 576}
+
+
+@pytest.mark.parametrize("detail", ["low", "auto", "high"])
+@pytest.mark.parametrize("clip", ["action.mp4", "rotated.mp4", "screen.mp4"])
+def test_coarse_pieces_are_valid_too(clip: str, detail: str, samples: Path, tmp_path: Path) -> None:
+    """Upright, sideways and still: the count is exact, mass is conserved, frames come back."""
+    out = tmp_path / f"a{END}"
+    recipe = f"fps | pixels | temporal-drop | coverage-updates:detail={detail}"
+    record = compress_file(samples / clip, out, recipe=recipe, budget=333)
+    report = verify(out, deep=True)
+    assert report.ok, report.problems
+    with open_cache(out) as cache:
+        rows, grid = cache.tokens()["video"], cache.metadata["tokpipe.grid"]
+        counts = cache.metadata["tokpipe.counts"]["video"]
+        assert len(rows) == record.tokens["video"] == min(333, counts["source"])
+        pooled = rows.kind == KIND_POOLED
+        assert (rows.extent[~pooled, 1:] >= 1).all()
+        assert (rows.cell[:, 1] + np.where(pooled, rows.extent[:, 1], 1) <= grid["rows"]).all()
+        assert (rows.cell[:, 2] + np.where(pooled, rows.extent[:, 2], 1) <= grid["cols"]).all()
+        shown = [(frame.mask == 3).sum() for frame in cache.frames()]
+        assert len(shown) == len(np.unique(rows.at))
+        assert min(shown) >= 1
+
+
 def test_the_same_input_gives_the_same_bytes(fine: Path, slide_show: Any, tmp_path: Path) -> None:
     again = tmp_path / f"again{END}"
     compressed(slide_show, again, f"video={FINE},audio=40")
