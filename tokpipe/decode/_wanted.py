@@ -40,7 +40,7 @@ _KEYS, _BITS = 0.6, 0.02
 #: Part of an active group's packets that may be decoded for pictures between key and changes, for
 #: small pictures and for those of ``_LARGE`` pixels, where decoding outweighs all else: in a film,
 #: and in a take that has gone on for ``_TAKE`` seconds without a change.
-_FILM, _ACTION = (0.08, 0.4), (0.25, 0.9)
+_FILM, _ACTION = (0.06, 0.4), (0.15, 0.9)
 _LARGE, _TAKE = 1280 * 720, 20.0
 #: A cut has so many times the bytes of the largest among so many packets on both sides, and this
 #: part of the key.
@@ -68,8 +68,8 @@ _AHEAD = 5
 _REMEMBERED = 60
 #: Part of its size by which a key must differ from the one before to count as a change.
 _OTHER_KEY = 0.1
-#: Part below which it shows the same again, in a group of at most so many bits a pixel: it is passed
-#: over where nothing else is wanted of its group and another picture comes within ``GAP``.
+#: Part below which it shows the same again, in a group of so few bits a pixel: it is passed over
+#: where nothing else is wanted of its group and another picture comes within ``GAP``.
 _SAME_KEY, _STILL = 0.01, 0.005
 
 
@@ -121,6 +121,7 @@ class Chooser:
         """Start before the first group; ``fps`` is the sampler's ticks a second."""
         self.effort, self.fps, self.timeline = effort, fps, timeline
         self.pixels = max(video.width * video.height, 1)
+        self.large = min(1.0, self.pixels / _LARGE)
         self.origin: float | None = None
         self.tick = 0
         self.sizes: list[int] = []
@@ -252,7 +253,7 @@ class Chooser:
         self.allowed = min(self.allowed + share * len(here.group), _SAVED)
         self.allowed = max(self.allowed - reach, -_OWED)
         apart = min(_APART, (end - start) / 2)
-        needed = self.key * (_NEWS if share >= min(_FILM) else _QUIET)
+        needed = self.key * (_NEWS if share >= _FILM[0] * (1 + self.large) else _QUIET)
         bytes_till = np.zeros(len(here.group), dtype=np.int64)
         bytes_till[here.shown] = np.cumsum(here.size[here.shown])
         seen, last = 0, self.last
@@ -276,8 +277,7 @@ class Chooser:
         """Part of the group's packets that may be decoded for pictures on ticks."""
         total = float(inter.sum())
         pace = total / max(self.key, 1) / max(end - start, 1e-3)
-        large = min(1.0, self.pixels / _LARGE)
-        film, action = (low + (high - low) * large for low, high in (_FILM, _ACTION))
+        film, action = (low + (high - low) * self.large for low, high in (_FILM, _ACTION))
         take = min(1.0, max(0.0, start - self.change) / _TAKE)
         bits = 8 * total / packets / self.pixels
         active = min(1.0, pace / _KEYS) * min(1.0, bits / _BITS)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, WebPImagePlugin
 from pydantic import Field
 from torch import Tensor
 
@@ -39,6 +39,8 @@ _YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.
 PAGE_CELLS, PAGE_SIDE, MARGIN = 1024, 32, 2
 SLOT = CELL + 2 * MARGIN
 QUALITY = (98, 100)
+#: Pillow knows WebP once this is loaded, and need not load all other formats to find it.
+WEBP = WebPImagePlugin.WebPImageFile.format
 #: Luma PSNR in dB below which a cell's page is encoded again at the second quality.
 MIN_PSNR = 36.0
 
@@ -207,7 +209,7 @@ def encode_page(cells: NDArray[np.uint8]) -> bytes:
 def _webp(page: NDArray[np.uint8], quality: int) -> bytes:
     stream = io.BytesIO()
     # Methods above 2 take twice the time for a twentieth of the bytes.
-    Image.fromarray(page).save(stream, "WEBP", quality=quality, method=2)
+    Image.fromarray(page).save(stream, WEBP, quality=quality, method=2)
     return stream.getvalue()
 
 
