@@ -17,8 +17,10 @@ from tokpipe.tensors import AudioChunk
 
 #: Size at which pictures are compared: two cells of 32 x 18 hold a word on a slide.
 _WIDE, _HIGH = 32, 18
-#: Grey levels by which some cell must differ, and how many times what it has differed lately.
-_LEVELS, _ABOVE = 6.0, 3.0
+#: Mean difference of the 16 cells that differ most, and of all cells, in grey levels.
+Change = tuple[float, float]
+#: What either must reach, and how many times what was usual lately.
+_LEVELS, _ABOVE = (6.0, 12.0), 3.0
 #: Differences remembered, and seconds between two changes that are told apart.
 _LATELY, _APART = 24, 0.125
 
@@ -26,8 +28,9 @@ _LATELY, _APART = 24, 0.125
 class Looker:
     """Tells which pictures of a group differ abruptly from the one before.
 
-    The measure is the mean of the 16 greatest cell differences, in grey levels, so that a line of
-    text counts as much as a whole new slide; the threshold follows what was usual lately.
+    Measured twice: by the 16 greatest cell differences, so that a line of text counts as much as a
+    whole new slide, and by all, so that a cut counts where much moves. Both thresholds follow what
+    was usual lately.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,7 @@ class Looker:
         """Forget what was seen: a new group starts, perhaps far from the last one."""
         self.first: NDArray[np.int16] | None = None
         self.before: NDArray[np.int16] | None = None
-        self.lately: list[float] = []
+        self.lately: list[Change] = []
         self.told = -1.0
 
     def edge(self) -> Edge | None:
@@ -73,19 +76,24 @@ class Edge:
 
     first: NDArray[np.int16]
     last: NDArray[np.int16]
-    lately: list[float]
+    lately: list[Change]
 
     def breaks(self, after: Edge) -> bool:
         """The group after it begins with an abrupt change."""
         return _abrupt(_apart(self.last, after.first), self.lately)
 
 
-def _apart(before: NDArray[np.int16], now: NDArray[np.int16]) -> float:
-    return float(np.partition(np.abs(now - before).ravel(), -16)[-16:].mean())
+def _apart(before: NDArray[np.int16], now: NDArray[np.int16]) -> Change:
+    apart = np.abs(now - before).ravel()
+    return float(np.partition(apart, -16)[-16:].mean()), float(apart.mean())
 
 
-def _abrupt(change: float, lately: list[float]) -> bool:
-    return change > max(_LEVELS, _ABOVE * (float(np.median(lately)) if lately else 0.0))
+def _abrupt(change: Change, lately: list[Change]) -> bool:
+    usual = np.median(lately, axis=0) if lately else (0.0, 0.0)
+    return any(
+        now > max(level, _ABOVE * float(before))
+        for now, level, before in zip(change, _LEVELS, usual, strict=True)
+    )
 
 
 class LookingSource(MediaSource):
