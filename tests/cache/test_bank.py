@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tokpipe.cache import bank as bank_module
 from tokpipe.cache.bank import FRAME, Bank, BankWriter, bank_root, sweep, trim
 from tokpipe.chain import build_chain
 from tokpipe.decode import probe
@@ -61,6 +62,35 @@ def test_entry_without_a_key_vanishes_but_stays_readable(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
     assert len(list(bank.pictures([0, 1]))) == 2
     bank.close()
+
+
+@pytest.mark.parametrize("room", [0, 28 * 28 * 3 + 20, 1 << 20])
+def test_pictures_without_a_key_come_back_as_from_the_bank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """They are put by as they are while there is room, and the rest as JPEG."""
+    monkeypatch.setattr(bank_module, "PLAIN", room)
+    banks = write(tmp_path), write(tmp_path, None)
+    kept, own = ([p for _, p in bank.pictures([0, 1])] for bank in banks)
+    assert all(np.array_equal(a, b) for a, b in zip(kept, own, strict=True))
+    plain = [28 * 28 * 3 + 12] * min(2, room // (28 * 28 * 3 + 12))
+    sizes = [bank.meta["files"]["pictures"][0] for bank in banks]
+    assert sizes[1] > sizes[0] if plain else sizes[1] == sizes[0]
+    assert sizes[1] >= sum(plain)
+    for bank in banks:
+        bank.close()
+
+
+def test_fine_pictures_without_a_key_come_back_as_from_the_bank(tmp_path: Path) -> None:
+    found = []
+    for key in ("k", None):
+        with BankWriter(key, tmp_path) as writer:
+            writer.picture(pictures()[0], 0.0, 0.5, 0, 1.0)
+            writer.fine_picture(pictures()[1], 0, 2)
+            bank = writer.commit(META)
+        found.append(bank.fine_picture(bank.fine()[0]))
+        bank.close()
+    assert np.array_equal(found[0], found[1])
 
 
 def test_failed_fill_leaves_nothing(tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ class Chooser:
 
     fast: key pictures and changes. balanced: also pictures on the sampler's ticks, as many as the
     bytes since the last one deserve and as a part of the group's packets allows; changes come
-    first. Where the stream goes on for ``GAP`` seconds without any, one is chosen anyway.
+    first. Where the stream goes on for ``GAP`` seconds without any, one is chosen anyway. In both,
+    a change soon followed by a key is shown by the key, and a key like the last one may be passed
+    over; where something else of its group is decoded, it is chosen as well.
     thorough: all pictures on ticks; the reader looks at every picture for changes.
     """
 
