@@ -5,12 +5,12 @@ section 3) over whole pictures that are sent as in video coding: key frames, and
 what is shown.
 
 A moment costs the cells that differ from what is shown by then, so a still scene buys many moments
-and every picture that is rebuilt is whole. Up to three tenths of the budget go to moments unlike anything
-shown, however short. Pictures rich in text keep the full grid; the others get the grid that leaves
-the least loss, estimated from their distances and from what each grid blurs. Where the novel cells
-of all frames fit, they are all kept. What is left raises pictures rich in text to finer grids, then
-sends repeats by descending change. A budget below one frame keeps the best moment at a reduced grid
-of exactly N pieces.
+and every picture that is rebuilt is whole. Up to three tenths of the budget go to moments unlike
+anything shown, however short. Pictures rich in text keep the full grid; the others get the grid
+that leaves the least loss, estimated from their distances and from what each grid blurs. Where the
+novel cells of all frames fit, they are all kept. What is left raises pictures rich in text to finer
+grids, then sends repeats by descending change. A budget below one frame keeps the best moment at a
+reduced grid of exactly N pieces.
 
 Needs scores where 1 is the border of novel (``temporal-drop``). Two passes: ``observe`` sees every
 block once before ``settle`` fixes the choice; memory is O(N + moments), at most 2048 of these.
@@ -47,6 +47,8 @@ from tokpipe.tensors import TokenBatch, TokenMap
 Detail = Literal["auto", "low", "high"]
 #: Mean loss under which nothing is left to cover.
 _DONE = 0.002
+#: Frames' worth of tokens under which a second order of choosing is tried, as in CELF.
+_FEW = 12
 #: How many times as far as others a moment must lie from all chosen ones to be unlike any.
 _UNLIKE = 3.0
 
@@ -213,10 +215,12 @@ class CoverageUpdates:
         tried = {"high": levels[:1], "low": levels[-1:], "auto": levels}[self.detail]
         best: Cover | None = None
         for level in tried:
-            cover = self._cover(state, level, budget)
-            _choose(cover, budget)
-            if best is None or cover.left() < best.left() - 1e-9:
-                best = cover
+            ways = (_choose, _choose_unlike) if budget < _FEW * state.cells else (_choose,)
+            for choose in ways:
+                cover = self._cover(state, level, budget)
+                choose(cover, budget)
+                if best is None or cover.left() < best.left() - 1e-9:
+                    best = cover
         assert best is not None  # noqa: S101 - there is always the full grid
         self._raise(state, best, budget)
         best.run(budget - state.finer.extra, any_=True)
@@ -315,3 +319,10 @@ def _choose(cover: Cover, budget: int) -> None:
     if cover.uncovered() > _DONE:
         cover.run(budget)
         cover.run(budget, any_=True)
+
+
+def _choose_unlike(cover: Cover, budget: int) -> None:
+    """The best moment, then what is unlike it: where few fit, cheap ones would leave no room."""
+    cover.take(int(np.where(cover.steady, cover.gain, -1.0).argmax()))
+    cover.reach(budget, STATE)
+    cover.run(budget)
