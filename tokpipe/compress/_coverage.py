@@ -68,6 +68,32 @@ def _blur(long: int) -> float:
     return _BLUR * (_WIDTH / long) ** 2
 
 
+class Likeness:
+    """How unlike the moments look, and what each would cover alone; shared by all choosers.
+
+    Attributes:
+        apart: float32 [n, n] distances; ``loss``: what the greedy rule makes of them.
+        weight: float64 [n], part of the time each is on screen.
+        start: Distance of everything from nothing chosen.
+        gain: float64 [n], what each moment takes off the loss at first.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        """Compare all with all."""
+        self.moments = moments
+        self.apart = moments.apart()
+        self.loss = self.apart**_POWER
+        self.weight = moments.seconds / moments.seconds.sum()
+        self.start = np.float32(self.apart.max(initial=0) * 1.01 + 1e-3)
+        self.gain = self.gained(np.arange(len(moments)), np.full(len(moments), self.start**_POWER))
+
+    def gained(self, rows: Ids, now: NDArray[Any]) -> Floats:
+        """What each moment would take off the loss ``now`` [m] of the moments ``rows``."""
+        better = np.maximum(now[:, None] - self.loss[rows], 0)
+        made: Floats = (self.weight[rows] @ better).astype(np.float64)
+        return made
+
+
 class Cover:
     """Chooses moments one by one; the order is that of :attr:`order`.
 
@@ -77,23 +103,21 @@ class Cover:
         spent: Tokens they cost, as far as neighbours tell.
     """
 
-    def __init__(self, moments: Moments, apart: NDArray[np.float32], level: Level, whole: Mask,
-                 budget: int, *, delta: bool = True) -> None:  # fmt: skip
+    def __init__(self, likeness: Likeness, level: Level, whole: Mask, budget: int, *,
+                 delta: bool = True) -> None:  # fmt: skip
         """Prepare.
 
         Args:
-            apart: Distances [n, n].
             level: What moments are sent at, but those in ``whole`` bool [n] at the full grid.
             budget: Tokens in all.
             delta: Send what changed; otherwise every moment is sent as a whole.
         """
+        moments = likeness.moments
         self.moments, self.level, self.budget, self.delta = moments, level, budget, delta
+        self.likeness, self.apart, self.weight = likeness, likeness.apart, likeness.weight
         self.coarse = ~whole if level.owner is not None else np.zeros(len(moments), np.bool_)
-        self.apart = apart
-        self.loss = apart**_POWER
-        self.weight = moments.seconds / moments.seconds.sum()
-        self.near = np.full(len(moments), np.float32(apart.max(initial=0) * 1.01 + 1e-3))
-        self.gain = self._gained(np.arange(len(moments)), self.near**_POWER)
+        self.near = np.full(len(moments), likeness.start)
+        self.gain = likeness.gain.copy()
         self.cells = moments.rows * moments.cols
         self.full = np.where(self.coarse, level.count, self.cells).astype(np.float64)
         self.cost = self.full.copy()
@@ -101,12 +125,6 @@ class Cover:
         self.order: list[int] = []
         self.sorted: list[int] = []
         self.spent = 0.0
-
-    def _gained(self, rows: Ids, now: NDArray[Any]) -> Floats:
-        """What each moment would take off the loss ``now`` [m] of the moments ``rows``."""
-        better = np.maximum(now[:, None] - self.loss[rows], 0)
-        made: Floats = (self.weight[rows] @ better).astype(np.float64)
-        return made
 
     def left(self) -> float:
         """Mean loss of likeness to the nearest chosen moment, with what the grids blur."""
@@ -156,8 +174,8 @@ class Cover:
         self.order.append(moment)
         now = np.minimum(self.near, self.apart[:, moment])
         nearer = np.flatnonzero(now < self.near)
-        self.gain -= self._gained(nearer, self.near[nearer] ** _POWER)
-        self.gain += self._gained(nearer, now[nearer] ** _POWER)
+        self.gain -= self.likeness.gained(nearer, self.near[nearer] ** _POWER)
+        self.gain += self.likeness.gained(nearer, now[nearer] ** _POWER)
         self.near = now
         place = int(np.searchsorted(self.sorted, moment))
         before = self.sorted[place - 1] if place else None

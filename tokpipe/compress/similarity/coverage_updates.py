@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.budget import Supply
-from tokpipe.compress._coverage import RESERVE, STATE, Cover, Level, levels_of
+from tokpipe.compress._coverage import RESERVE, STATE, Cover, Level, Likeness, levels_of
 from tokpipe.compress._detail import Finer, refine
 from tokpipe.compress._moments import Facts, Moments
 from tokpipe.compress._sending import Sent, fill, ids_of, send
@@ -62,11 +62,13 @@ class State(Choice):
         facts: What is known of the frames besides.
         finer: Moments to be sent at finer grids than the video's.
         changes: Frame to how much its cells float32 [C] differ from what is shown by then.
+        likeness: How unlike the moments look, once they are all there.
     """
 
     moments: Moments
     finer: Finer = field(default_factory=Finer)
     changes: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    likeness: Likeness | None = None
     facts: Facts = field(default_factory=Facts)
 
     @property
@@ -204,7 +206,9 @@ class CoverageUpdates:
         rich = np.zeros(len(moments), np.bool_)
         if len(state.facts.text) and self.detail != "low":
             rich = state.facts.text[moments.number] >= TEXT_RICH
-        cover = Cover(moments, moments.apart(), level, rich, budget, delta=delta)
+        if state.likeness is None:
+            state.likeness = Likeness(moments)
+        cover = Cover(state.likeness, level, rich, budget, delta=delta)
         if len(state.facts.even):
             cover.steady = state.facts.even[moments.number]
         return cover
@@ -215,6 +219,9 @@ class CoverageUpdates:
         tried = {"high": levels[:1], "low": levels[-1:], "auto": levels}[self.detail]
         best: Cover | None = None
         for level in tried:
+            if best is not None and best.uncovered() <= level.blur - tried[0].blur:
+                # What this grid blurs is more than it could still cover.
+                continue
             ways = (_choose, _choose_unlike) if budget < _FEW * state.cells else (_choose,)
             for choose in ways:
                 cover = self._cover(state, level, budget)
