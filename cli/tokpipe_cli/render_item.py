@@ -97,7 +97,10 @@ def _towers(record: dict[str, Any]) -> str:
 def _unused(record: dict[str, Any]) -> str:
     total, budget = record["tokens"]["total"], record["budget"]
     if total >= record["candidates"]:
-        return f"{record['unused']:,} of the budget of {budget} not used: the media offers no more"
+        why = "the media offers no more"
+        if record["frames"].get("sampled"):
+            why = "what was sampled offers no more; --effort thorough or --fps samples more"
+        return f"{record['unused']:,} of the budget of {budget} not used: {why}"
     why = "the recipe's own counts leave no more"
     if record["layout"] != "ragged":
         why = f"layout {record['layout']} takes whole shapes"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.compress._cell_distance import cell_change
-from tokpipe.compress._moments import Moments
+from tokpipe.compress._moments import Moments, between
 from tokpipe.compress._two_pass import Ids
 from tokpipe.spec import TEXT_RICH
 
@@ -30,14 +30,15 @@ class Finer:
 
 
 def refine(
-    moments: Moments, text: NDArray[np.float32], finest: Ids, room: int
-) -> Finer:  # fmt: skip
+    moments: Moments, text: NDArray[np.float32], finest: Ids, room: int, *, most: int = 4
+) -> Finer:
     """Raise pictures rich in text as far as ``room`` tokens allow: all of them once before twice.
 
     Those that stay longest and hold most text go first.
 
     Args:
-        text, finest: Of every frame [T], see ``CoverageUpdates.inform``.
+        text, finest: Of every frame [T], see ``Facts``.
+        most: Times each side of the grid at most, 2 or 4.
     """
     out, cells = Finer(), moments.rows * moments.cols
     for moment in _candidates(moments, text, finest):
@@ -45,7 +46,7 @@ def refine(
     for times in (2, 4):
         for moment, now in list(out.times.items()):
             added = cells * (times**2 - (now**2 if now > 1 else 0))
-            if finest[moments.number[moment]] >= times and added <= room:
+            if times <= most and finest[moments.number[moment]] >= times and added <= room:
                 out.times[moment] = times
                 room -= added
     out.times = {moment: times for moment, times in out.times.items() if times > 1}
@@ -62,7 +63,7 @@ def _candidates(moments: Moments, text: NDArray[np.float32], finest: Ids) -> lis
     left = np.flatnonzero(able)
     if not len(left):
         return []
-    apart = np.linalg.norm(moments.place[:, None] - moments.place[left][None], axis=2)
+    apart = between(moments.place, moments.place[left])
     stays = np.bincount(left[apart.argmin(1)], moments.seconds, minlength=len(moments))
     found: list[tuple[float, int]] = []
     while len(left):

@@ -136,9 +136,7 @@ class Moments:
 
     def apart(self) -> NDArray[np.float32]:
         """Distances [n, n] between all pictures."""
-        size = (self.place**2).sum(1)
-        squares = size[:, None] + size - 2 * (self.place @ self.place.T)
-        made: NDArray[np.float32] = np.sqrt(np.maximum(squares, 0))
+        made = between(self.place, self.place)
         np.fill_diagonal(made, 0)
         return made
 
@@ -162,3 +160,10 @@ class Moments:
                 part = stay[a : a + _BLOCK]
                 column[a : a + len(part)] = column[part]
         self._count = len(stay)
+
+
+def between(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Distances [n, m] between places [n, DIM] and [m, DIM]."""
+    squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * (one @ other.T)
+    made: NDArray[np.float32] = np.sqrt(np.maximum(squares, 0))
+    return made

@@ -59,6 +59,8 @@ _WAIT, _LATE = 0.2, 1.5
 #: Seconds of media, and pixels of all its pictures, below which reading in part saves too little.
 SHORT = 15.0
 SMALL = 1.2e9
+#: Bytes below which a file of unknown length is taken for a short one.
+UNKNOWN = 4 << 20
 #: Seconds after which a picture is due even where nothing seems to happen.
 GAP = 20.0
 #: Packets that a picture is coded before others that are shown before it, from which on a stream
@@ -97,6 +99,7 @@ def reads_whole(info: MediaInfo, *, strict: bool = False) -> str | None:
     checks = (
         (strict, "strict: all is looked at for damage"),
         (known is not None and known < SHORT, "too short to save anything"),
+        (known is None and info.size < UNKNOWN, "too small to save anything"),
         (known is not None and _pixels(video, known) < SMALL, "too small to save anything"),
     )
     return next((why for seen, why in checks if seen), None)

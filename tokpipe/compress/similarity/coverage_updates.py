@@ -111,8 +111,14 @@ class CoverageUpdates:
         state.moments.add(tokens, state.facts.places)
 
     def supply(self, state: State) -> Supply:
-        """Novel cells and all cells seen."""
-        return state.supply()
+        """Novel cells, those of finer grids for text among them, and all cells seen."""
+        offered = state.supply()
+        if self.detail == "low" or not len(state.facts.finest):
+            return offered
+        state.moments.trim()
+        # What sound could take instead is worth less than slides that can be read.
+        finer = refine(state.moments, state.facts.text, state.facts.finest, offered.total, most=2)
+        return Supply(min(offered.novel + finer.extra, offered.total), offered.total)
 
     def settle(
         self, state: State, budget: int, layout: Layout = "ragged", per_frame: int | None = None
