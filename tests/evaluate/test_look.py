@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tokpipe.encode._text import text_richness
 from tokpipe.evaluate._embed import (
     BATCH,
     Collector,
@@ -18,7 +19,6 @@ from tokpipe.evaluate._embed import (
     to_size,
 )
 from tokpipe.evaluate._ssim import luma, ssim
-from tokpipe.encode._text import text_richness
 from tokpipe.spec import TEXT_RICH
 
 Picture = NDArray[np.uint8]
