@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe import __version__
-from tokpipe.cache.bank import Bank, BankWriter, bank_root
+from tokpipe.cache.bank import Bank, BankWriter, bank_root, scratch_root
 from tokpipe.chain import Chain
 from tokpipe.compress._picture_space import place_pictures
 from tokpipe.decode import open_source
@@ -76,7 +76,7 @@ def ingest(
         threads: Groups of pictures decoded at once, None: a core each, at most 8; results do not
             depend on it.
     """
-    root = bank_root()
+    root = bank_root() if keep else scratch_root()
     key = bank_key(info, chains, strict, decoder, device, effort)
     if keep and (bank := Bank.find(key, root)) is not None:
         return Ingested(bank, True, key, {"scout": 0.0, "decode": 0.0, "encode": 0.0})

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from tokpipe.cache import bank as bank_module
-from tokpipe.cache.bank import FRAME, Bank, BankWriter, bank_root, sweep, trim
+from tokpipe.cache.bank import (
+    FRAME,
+    Bank,
+    BankWriter,
+    bank_root,
+    scratch_root,
+    sweep,
+    trim,
+)
 from tokpipe.chain import build_chain
 from tokpipe.decode import probe
 from tokpipe.errors import ResourceError
@@ -303,3 +311,13 @@ def test_pictures_decoded_side_by_side_come_in_order(tmp_path: Path) -> None:
         for i, picture in found:
             assert abs(int(picture.mean()) - 10 * i) <= 1
         bank.close()
+
+
+def test_an_entry_nobody_keeps_needs_no_bank_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path / "there"))
+    assert scratch_root() == bank_root()
+    # A read-only folder, also for those whom no mode stops.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert scratch_root() != bank_root()

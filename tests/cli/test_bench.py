@@ -38,6 +38,9 @@ def test_what_cannot_be_measured_is_said(run: Any, clip: Path, two_lines: Any) -
     done = run("bench", clip, "--peers", "pyav,fly")
     assert done.exit_code == 2
     assert two_lines(done)[0] == "unknown peer `fly`"
+    done = run("bench", clip, "--effort", "turbo")
+    assert done.exit_code == 2
+    assert two_lines(done)[0] == "unknown effort `turbo`"
     done = run("bench", clip.with_name("absent.mp4"))
     assert done.exit_code == 2
     assert "absent.mp4" in two_lines(done)[0]

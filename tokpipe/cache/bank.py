@@ -62,6 +62,13 @@ def bank_root() -> Path:
     return Path(os.environ.get("TOKPIPE_CACHE_DIR") or user_cache_dir("tokpipe")) / "bank"
 
 
+def scratch_root() -> Path:
+    """Where an entry that nobody keeps is built: the bank, or the system's own folder for such."""
+    root = bank_root()
+    there = next((p for p in (root, *root.parents) if p.exists()), root)
+    return root if os.access(there, os.W_OK) else Path(tempfile.gettempdir()) / "tokpipe-bank"
+
+
 class BankWriter:
     """Builds one entry; use as a context manager, which removes it unless kept.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -113,12 +113,18 @@ def bench(
 
 def _plan(peers: str, effort: str, **rest: Any) -> Plan:
     from tokpipe.evaluate.peers import PEERS, Plan
+    from tokpipe.job import Effort
 
     words = tuple(dict.fromkeys(word.strip() for word in peers.split(",") if word.strip()))
     for word in words:
         if word not in PEERS:
             raise UsageProblem(f"unknown peer `{word}`", hint=f"choose from {', '.join(PEERS)}")
     efforts = tuple(dict.fromkeys(word.strip() for word in effort.split(",")))
+    for word in efforts:
+        if word and word not in get_args(Effort):
+            raise UsageProblem(
+                f"unknown effort `{word}`", hint=f"choose from {', '.join(get_args(Effort))}"
+            )
     return Plan(peers=words, efforts=efforts, **rest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,10 +103,13 @@ def _write_frames(cache: TokenCache, folder: Path, at: float | None, stop: float
     """Write every rebuilt picture as PNG; returns how many."""
     from PIL import Image
 
+    pictures = iter(cache.frames())
+    # A cache without pictures says so before anything is made.
+    first = next(pictures, None)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
-        for frame in cache.frames():
+        for frame in chain([] if first is None else [first], pictures):
             if (at is not None and frame.pts < at) or (stop is not None and frame.pts >= stop):
                 continue
             # Ten microseconds tell any two frames apart and keep the names in order of time.
