@@ -39,6 +39,7 @@ class Offer:
         sound: Sound tokens, an upper bound unless ``exact_audio``.
         end, least_end: Latest and earliest second the media may end.
         banked: The bank holds it all, so that every number is exact.
+        loose: Frames may come on top that only decoding shows.
     """
 
     pts: NDArray[np.float64]
@@ -49,6 +50,7 @@ class Offer:
     exact_video: bool
     exact_audio: bool
     banked: bool = False
+    loose: bool = False
     sound_cell: float = SOUND_CELL
 
     @property
@@ -139,7 +141,7 @@ def _of_signal(
     pts, cells = _sampled(scan, info, chains)
     offer = Offer(
         pts=pts, cells=cells, sound=sound, end=scan.video_end, least_end=scan.video_end,
-        exact_video=scan.failures == 0 and not looks, exact_audio=sound == 0,
+        exact_video=scan.failures == 0 and not looks, exact_audio=sound == 0, loose=looks,
     )  # fmt: skip
     if sound:
         offer.end = max(scan.video_end, sound * SOUND_CELL)

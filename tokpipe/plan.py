@@ -63,6 +63,7 @@ class Plan:
     Attributes:
         candidates, tokens: Per stream and in all.
         exact: Whether each of ``tokens`` is the very count; upper bounds otherwise.
+        loose: The others are no bounds: frames may come on top that only decoding shows.
         bytes: Estimated size of the output.
         peak_memory_mb: Predicted peak of the process, imports included.
         pool: Most candidates a step of video scope sees at once, None without such a step.
@@ -77,6 +78,7 @@ class Plan:
     candidates_exact: dict[str, bool] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     exact: dict[str, bool] = field(default_factory=dict)
+    loose: bool = False
     frames: int = 0
     bytes: int = 0
     peak_memory_mb: float = 0.0
@@ -146,7 +148,7 @@ class _Planner:
         made = Plan(
             input=str(self.path), duration=self.info.duration, frames=len(offer.pts),
             budget=str(job.budget) if job.budget else None, layout=job.options.layout,
-            recipe=job.name, reused=self._reused(),
+            recipe=job.name, reused=self._reused(), loose=offer.loose,
         )  # fmt: skip
         total = offer.video + offer.sound
         made.candidates = {"video": offer.video, "audio": offer.sound, "total": total}

@@ -57,7 +57,7 @@ def plan(
 ) -> None:
     """Show steps, token counts, bytes and memory of a run, without decoding.
 
-    A count is exact, or an upper bound marked with "at most".
+    A count is exact, or an upper bound marked with "at most"; with --effort thorough "about".
     """
     given = dict(locals())
     from tokpipe.batch import expand
@@ -141,19 +141,21 @@ def _show(made: Plan, screen: Screen) -> None:
         style="bold",
     )
     rows = []
+    unsure = "about " if made.loose else "at most "
     for step in made.steps:
         params = ", ".join(f"{k}={v}" for k, v in step.params.items())
         noun = "frame" if step.kind == "sampler" else "token"
         count = (
             "?"
             if step.tokens is None
-            else ("" if step.exact else "at most ") + plural(step.tokens, noun)
+            else ("" if step.exact else unsure) + plural(step.tokens, noun)
         )
         rows.append((f"  {step.stream}", step.use, count, joined([step.gives, params])))
     table(rows, head=("  stream", "step", "after it", "what"))
-    total = ("" if made.exact["total"] else "at most ") + plural(made.tokens["total"], "token")
+    total = ("" if made.exact["total"] else unsure) + plural(made.tokens["total"], "token")
+    offered = "" if made.candidates_exact["total"] else unsure
     screen.say(
-        f"  {made.candidates['total']:,} candidates -> {total}, about {size(made.bytes)}",
+        f"  {offered}{made.candidates['total']:,} candidates -> {total}, about {size(made.bytes)}",
         style="bold",
     )
     pool = f"pool {plural(made.pool, 'token')}" if made.pool else ""
