@@ -27,7 +27,7 @@ from tokpipe.spec import StepSpec
 
 #: Mean bytes of a token in the file, measured over the sample media: pixels and descriptor with
 #: columns (video), mel with columns and Opus (audio), and header, digests and segments.
-_VIDEO_BYTES, _AUDIO_BYTES, _FILE_BYTES = 220, 900, 10_000
+_VIDEO_BYTES, _AUDIO_BYTES, _FILE_BYTES = 420, 1100, 10_000
 #: The same of a feature's columns alone.
 _COLUMN_BYTES = 110
 #: MB a run takes at least above the imports, and pictures a decoder holds at once.
