@@ -101,7 +101,7 @@ def test_tokens_are_what_the_language_model_gets(front: Any) -> None:
     tower = front.of().load()
     prepared = tower.prepare(pictures())
     found = tower.encode(prepared)
-    assert torch.equal(found.data, own_tokens(front, prepared))
+    torch.testing.assert_close(found.data, own_tokens(front, prepared), atol=1e-5, rtol=1e-5)
     assert found.data.shape[2] == tower.outline.dim == 48
     assert found.data.shape[1] == len(front.of().places(50, 91))
 
@@ -128,7 +128,8 @@ def test_a_picture_does_not_see_its_batch(front: Any) -> None:
     together = tower.encode(prepared, frozenset(tower.outline.extras))
     for i in range(5):
         alone = tower.encode(prepared[i : i + 1], frozenset(tower.outline.extras))
-        assert torch.equal(alone.data[0], together.data[i])
+        # Some processors' kernels round by the size of a batch; runs look for sizes that do not.
+        torch.testing.assert_close(alone.data[0], together.data[i], atol=1e-5, rtol=1e-5)
         for name, column in together.columns.items():
             torch.testing.assert_close(alone.columns[name][0], column[i], atol=1e-5, rtol=0)
 
