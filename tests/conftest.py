@@ -21,6 +21,15 @@ settings.register_profile("tokpipe", deadline=None, print_blob=True)
 settings.load_profile("tokpipe")
 
 
+def pytest_configure() -> None:
+    """Give workers that share the cores one thread each: more would wait for one another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked ``gpu`` where there is none; TOKPIPE_REQUIRE_CUDA=1 lets them fail."""
     if item.get_closest_marker("gpu") and os.environ.get("TOKPIPE_REQUIRE_CUDA") != "1":
