@@ -285,6 +285,8 @@ def test_annotated_talk_at_2048(media: Path, tmp_path: Path) -> None:
             held = (pts[:, 0] < stop) & (pts[:, 1] > start)
             assert inside.any() or held.any(), (start, stop)
     everything = tmp_path / "all"
-    run(source, everything, 1_000_000)
+    # Finer grids for slides would take the place of cells that repeat.
+    plain = "fps | pixels | temporal-drop | coverage-updates:detail=low"
+    tokpipe.compress_file(source, everything, recipe=plain, budget=1_000_000)
     psnr, _ = worst_psnr(source, everything)
     assert psnr >= 35, psnr
