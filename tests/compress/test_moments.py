@@ -86,7 +86,7 @@ def test_levels_begin_full_and_never_fall_below_8_cells(grid: Grid) -> None:
 
 
 def test_cover_takes_each_scene_before_a_second_of_one(three: Moments) -> None:
-    cover = Cover(Likeness(three), levels_of(*GRID)[0], np.zeros(11, np.bool_), 96)
+    cover = Cover(Likeness(three), levels_of(*GRID)[0], np.zeros(11, np.bool_))
     cover.run(3 * CELLS)
     scenes = [0 if m < 6 else 1 if m == 6 else 2 for m in cover.order[:2]]
     assert scenes == [0, 2]
@@ -97,7 +97,7 @@ def test_cover_takes_each_scene_before_a_second_of_one(three: Moments) -> None:
 
 def test_cover_of_nothing_chooses_nothing() -> None:
     none = Moments(*GRID)
-    cover = Cover(Likeness(none), levels_of(*GRID)[0], np.zeros(0, np.bool_), 10)
+    cover = Cover(Likeness(none), levels_of(*GRID)[0], np.zeros(0, np.bool_))
     cover.run(100)
     cover.reach(100, 0.1)
     assert (cover.order, cover.spent) == ([], 0)

@@ -103,17 +103,16 @@ class Cover:
         spent: Tokens they cost, as far as neighbours tell.
     """
 
-    def __init__(self, likeness: Likeness, level: Level, whole: Mask, budget: int, *,
+    def __init__(self, likeness: Likeness, level: Level, whole: Mask, *,
                  delta: bool = True) -> None:  # fmt: skip
         """Prepare.
 
         Args:
             level: What moments are sent at, but those in ``whole`` bool [n] at the full grid.
-            budget: Tokens in all.
             delta: Send what changed; otherwise every moment is sent as a whole.
         """
         moments = likeness.moments
-        self.moments, self.level, self.budget, self.delta = moments, level, budget, delta
+        self.moments, self.level, self.delta = moments, level, delta
         self.likeness, self.apart, self.weight = likeness, likeness.apart, likeness.weight
         self.coarse = ~whole if level.owner is not None else np.zeros(len(moments), np.bool_)
         self.near = np.full(len(moments), likeness.start)

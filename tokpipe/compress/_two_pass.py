@@ -69,6 +69,10 @@ class Choice:
     @property
     def given(self) -> int:
         """Rows that will be given."""
+        return self.counted()
+
+    def counted(self) -> int:
+        """Rows that the chosen cells make."""
         if self.pieces:
             return len(self.chosen) // self.cells * len(self.pieces)
         count = len(self.chosen)

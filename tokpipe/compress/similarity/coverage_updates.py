@@ -74,7 +74,7 @@ class State(Choice):
     @property
     def given(self) -> int:
         """Rows that will be given, those of finer grids too."""
-        return Choice.given.fget(self) + self.finer.extra  # type: ignore[attr-defined,no-any-return]
+        return self.counted() + self.finer.extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class CoverageUpdates:
         if not len(state.moments):
             # A plan, which only counts.
             return np.arange(state.cells)
-        cover = self._cover(state, levels_of(rows, cols)[0], state.cells, delta=False)
+        cover = self._cover(state, levels_of(rows, cols)[0], delta=False)
         cover.run(state.cells)
         return whole_frames(state.moments.number[cover.order[:1]], state.cells)
 
@@ -162,7 +162,7 @@ class CoverageUpdates:
         """Whole frames: as many as fit."""
         cells, numbers = state.cells, state.moments.number
         full = levels_of(state.rows, state.cols)[0]
-        cover = self._cover(state, full, budget, delta=False)
+        cover = self._cover(state, full, delta=False)
         _choose(cover, budget)
         self._raise(state, cover, budget)
         room = (budget - state.finer.extra) // cells
@@ -206,7 +206,7 @@ class CoverageUpdates:
                 room = budget - sum(int((p.pieces | (p.change >= VISIBLE)).sum()) for p in seen)
             state.finer = refine(state.moments, state.facts.text, state.facts.finest, room)
 
-    def _cover(self, state: State, level: Level, budget: int, *, delta: bool = True) -> Cover:
+    def _cover(self, state: State, level: Level, *, delta: bool = True) -> Cover:
         """Chooser for one grid; pictures rich in text keep the full one."""
         moments = state.moments
         rich = np.zeros(len(moments), np.bool_)
@@ -214,7 +214,7 @@ class CoverageUpdates:
             rich = state.facts.text[moments.number] >= TEXT_RICH
         if state.likeness is None:
             state.likeness = Likeness(moments)
-        cover = Cover(state.likeness, level, rich, budget, delta=delta)
+        cover = Cover(state.likeness, level, rich, delta=delta)
         if len(state.facts.even):
             cover.steady = state.facts.even[moments.number]
         return cover
@@ -230,7 +230,7 @@ class CoverageUpdates:
                 continue
             ways = (_choose, _choose_unlike) if budget < _FEW * state.cells else (_choose,)
             for choose in ways:
-                cover = self._cover(state, level, budget)
+                cover = self._cover(state, level)
                 choose(cover, budget)
                 if best is None or cover.left() < best.left() - 1e-9:
                     best = cover
@@ -241,7 +241,7 @@ class CoverageUpdates:
         few = room >= best.level.count or (room and len(parts) == len(state.moments))
         if few and best.level.owner is not None:
             # Too few moments to spend it all on coarse ones.
-            best = self._cover(state, levels[0], budget)
+            best = self._cover(state, levels[0])
             _choose(best, budget)
             parts, picked, room = self._sent(state, best, budget - state.finer.extra)
         for part in parts:
@@ -287,7 +287,10 @@ class CoverageUpdates:
         parts = send(moments, order, coarse, cover.level, finer)
         while sum(map(len, parts)) > budget and len(order) > max(1, len(finer)):
             # Costs were foretold from neighbours; what was chosen last makes room.
-            order.pop()
+            over = sum(map(len, parts)) - budget
+            size = {part.moment: len(part) for part in parts}
+            while over > 0 and len(order) > max(1, len(finer)):
+                over -= size[order.pop()]
             parts = send(moments, order, coarse, cover.level, finer)
         room = fill(parts, budget - sum(map(len, parts)))
         at = {part.moment: part for part in parts}
