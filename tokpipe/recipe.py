@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -266,8 +267,18 @@ def _parse_step(text: str, where: str) -> StepSpec:
             where=where,
             hint="write operator:parameter=value",
         )
+    params = parse_params(name, rest, where) if colon else {}
+    return _canonical_step(name.strip(), params, where)
+
+
+def parse_params(name: str, text: str, where: str) -> dict[str, Any]:
+    """Values of ``parameter=value,parameter=value``.
+
+    Raises:
+        RecipeError: A piece cannot be read, or a parameter comes twice.
+    """
     params: dict[str, Any] = {}
-    for piece in split_at(rest, ",") if colon else []:
+    for piece in split_at(text, ","):
         key, equals, value = piece.partition("=")
         if (
             not equals
@@ -281,7 +292,7 @@ def _parse_step(text: str, where: str) -> StepSpec:
                 hint="write parameter=value, each once",
             )
         params[key.strip()] = parse_value(value.strip(), where)
-    return _canonical_step(name.strip(), params, where)
+    return params
 
 
 def _step_text(step: StepSpec) -> str:
@@ -344,19 +355,27 @@ def build(step: StepSpec) -> Any:
     Raises:
         RecipeError: Unknown parameter, wrong type or out of range, naming step and parameter.
     """
+    hint = f"see `tokpipe ops show {step.use}`"
+    return make(registry.load(step.use), step.use, step.params, hint)
+
+
+def make(kind: type[Any], use: str, params: Mapping[str, Any], hint: str) -> Any:
+    """Make a dataclass of parameters, each checked against its type and range.
+
+    Raises:
+        RecipeError: Unknown parameter, wrong type or out of range, naming ``use`` and parameter.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    kind = registry.load(step.use)
     # Strict mode takes a dataclass only ready made, so the fields are checked one by one.
     hints = get_type_hints(kind, include_extras=True)
     known = [f.name for f in fields(kind)]
-    hint = f"see `tokpipe ops show {step.use}`"
     values: dict[str, Any] = {}
-    for name, value in step.params.items():
+    for name, value in params.items():
         if name not in known:
             listed = ", ".join(known) or "none"
             raise RecipeError(
-                f"`{step.use}` has no parameter `{name}`",
+                f"`{use}` has no parameter `{name}`",
                 hint=f"parameters: {listed}",
                 code="recipe.parameter",
             )
@@ -365,9 +384,9 @@ def build(step: StepSpec) -> Any:
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise RecipeError(
-                f"`{step.use}`: {name}: {reason}, got {value!r}", hint=hint, code="recipe.parameter"
+                f"`{use}`: {name}: {reason}, got {value!r}", hint=hint, code="recipe.parameter"
             ) from error
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"`{step.use}`: {error}", hint=hint, code="recipe.parameter") from error
+        raise RecipeError(f"`{use}`: {error}", hint=hint, code="recipe.parameter") from error
