@@ -107,8 +107,9 @@ def check_layout(takes: Sequence[str], layout: str, name: str, others: str = "")
     if layout in takes:
         return
     ways = " or ".join(f"--layout {found}" for found in takes)
+    instead = f", or export to {others}" if others else ""
     raise CacheError(
         f"`{name}` takes layout {' or '.join(takes)}, this cache is {layout}",
-        hint=f"compress or encode again with {ways}" + (f", or export to {others}" if others else ""),
+        hint=f"compress or encode again with {ways}{instead}",
         code="export.layout",
-    )  # fmt: skip
+    )
