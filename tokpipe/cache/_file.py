@@ -34,17 +34,26 @@ class CacheFile:
     """Raw access to the tensors of one file.
 
     Args:
-        path: The cache.
+        path: The cache, or a file that holds it among others.
         pread: Reads bytes at an offset; ``os.pread`` unless bytes are to be counted.
+        window: First byte and number of bytes of the cache in the file; None is the whole file.
 
     Raises:
         CacheError: The file cannot be opened.
         CacheCorrupt: Its header is not that of a whole safetensors file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pread: Pread = os.pread) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        pread: Pread = os.pread,
+        window: tuple[int, int] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self._pread = pread
+        self._base = 0 if window is None else window[0]
+        self._pread: Pread = (
+            pread if window is None else lambda fd, n, at: pread(fd, n, at + self._base)
+        )
         self._map: mmap.mmap | None = None
         self._fd = -1
         try:
@@ -55,6 +64,10 @@ class CacheFile:
                 )
             self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             self.size = os.fstat(self._fd).st_size
+            if window is not None:
+                if window[0] + window[1] > self.size:
+                    raise CacheCorrupt("the file ends inside the cache", code="cache.size")
+                self.size = window[1]
             self.header: Header = self._read_header()
         except (OSError, ValueError) as error:
             self.close()
@@ -144,11 +157,15 @@ class CacheFile:
             return np.empty(info.shape, dtype=self._dtype(name, info))
         if self._fd < 0:
             raise CacheError("the cache is closed", code="cache.closed")
+        skipped = self._base % mmap.ALLOCATIONGRANULARITY
         if self._map is None:
-            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(
+                self._fd, skipped + self.size, access=mmap.ACCESS_READ,
+                offset=self._base - skipped,
+            )  # fmt: skip
         dtype = self._dtype(name, info)
         count = (info.stop - info.start) // dtype.itemsize
-        base = self.header.data_start + info.start
+        base = skipped + self.header.data_start + info.start
         return np.frombuffer(self._map, dtype=dtype, count=count, offset=base).reshape(info.shape)
 
     @staticmethod

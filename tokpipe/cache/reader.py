@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tokpipe.cache._clip import decode_clip
 from tokpipe.cache._file import Array, CacheFile, Pread, parse_metadata
+from tokpipe.cache._header import TensorInfo
 from tokpipe.cache._rebuild import RebuiltFrame, rebuild_frames
 from tokpipe.cache._slice import SLICE_COLUMNS, TokenSlice
 from tokpipe.cache._structure import (
@@ -54,10 +55,15 @@ class TokenCache:
         *,
         expect: Mapping[str, object] | None = None,
         pread: Pread = os.pread,
+        window: tuple[int, int] | None = None,
     ) -> TokenCache:
-        """Open and check a cache; see :func:`open_cache`."""
+        """Open and check a cache; see :func:`open_cache`.
+
+        Args:
+            window: First byte and number of bytes of a cache that lies in a larger file.
+        """
         with error_context(str(path)):
-            file = CacheFile(path, pread)
+            file = CacheFile(path, pread, window)
             try:
                 check_version(file.header.metadata)
                 metadata = parse_metadata(file.header.metadata)
@@ -66,7 +72,7 @@ class TokenCache:
                     raise problem_error(problem)
                 for problem in cheap_problems(file, metadata, cache.streams):
                     raise problem_error(problem)
-                _check_expected(metadata, expect or {})
+                check_expected(metadata, expect or {})
             except BaseException:
                 file.close()
                 raise
@@ -135,6 +141,14 @@ class TokenCache:
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, without alignment pads."""
         return tuple(self._file.header.tensors)
+
+    def tensor_info(self, name: str) -> TensorInfo:
+        """Dtype and shape of a tensor by its full name, without reading it.
+
+        Raises:
+            CacheError: No such tensor.
+        """
+        return self._file.info(name)
 
     def num_tokens(self, stream: str | None = None) -> int:
         """Rows of one stream, 0 where it is absent; of all streams when None."""
@@ -338,7 +352,12 @@ def open_cache(
     return TokenCache.open(path, expect=expect, pread=pread)
 
 
-def _check_expected(metadata: Mapping[str, Any], expect: Mapping[str, object]) -> None:
+def check_expected(metadata: Mapping[str, Any], expect: Mapping[str, object]) -> None:
+    """Refuse metadata that are not what ``expect`` asks for; see :func:`open_cache`.
+
+    Raises:
+        CacheError: Naming the first key that differs.
+    """
     for key, wanted in expect.items():
         found = metadata.get(key)
         parts = wanted.items() if isinstance(wanted, Mapping) else [(None, wanted)]

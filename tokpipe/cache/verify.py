@@ -53,11 +53,14 @@ class VerifyReport:
         }
 
 
-def verify(path: str | os.PathLike[str], deep: bool = False) -> VerifyReport:
+def verify(
+    path: str | os.PathLike[str], deep: bool = False, window: tuple[int, int] | None = None
+) -> VerifyReport:
     """Check a cache without stopping at the first fault; memory stays flat.
 
     Args:
         path: The file.
+        window: First byte and number of bytes of a cache that lies in a larger file.
         deep: Also compare digests, look for features that are not finite, and decode every
             atlas page and the clip (needs Pillow and PyAV).
 
@@ -65,15 +68,16 @@ def verify(path: str | os.PathLike[str], deep: bool = False) -> VerifyReport:
         CacheError: The file cannot be opened or read at all. A damaged one is reported instead.
     """
     counts: dict[str, int] = {}
-    problems = list(_problems(path, deep, counts))
+    problems = list(_problems(path, deep, counts, window))
     return VerifyReport(path=str(path), deep=deep, problems=tuple(problems), counts=counts)
 
 
 def _problems(
-    path: str | os.PathLike[str], deep: bool, counts: dict[str, int]
-) -> Iterator[Problem]:
+    path: str | os.PathLike[str], deep: bool, counts: dict[str, int],
+    window: tuple[int, int] | None,
+) -> Iterator[Problem]:  # fmt: skip
     try:
-        file = CacheFile(path)
+        file = CacheFile(path, window=window)
     except CacheError as error:
         if error.code == "cache.open":
             raise
@@ -94,7 +98,7 @@ def _problems(
         if not structure:
             yield from value_problems(file, metadata, _count(file, counts))
         if deep:
-            yield from _digests(file, metadata, counts)
+            yield from digest_problems(file, metadata, counts)
             if not structure:
                 yield from feature_problems(file)
                 yield from _contents(file, metadata, counts)
@@ -124,9 +128,10 @@ def _digest_names(file: CacheFile, metadata: Mapping[str, Any]) -> Iterator[Prob
         yield Problem("digest", "the metadata differ from their digest")
 
 
-def _digests(
+def digest_problems(
     file: CacheFile, metadata: Mapping[str, Any], counts: dict[str, int]
 ) -> Iterator[Problem]:
+    """Tensors whose bytes differ from their digest."""
     digests = metadata.get("tokpipe.digest")
     if not isinstance(digests, dict):
         return
