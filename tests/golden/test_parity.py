@@ -19,11 +19,6 @@ HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("TOKPIPE_GOLDENS", HERE / "data"))
 CASES = sorted(FOLDER.rglob("*.npz"))
 
-#: Prefixes of what is not built yet, and what they wait for.
-PENDING = {
-    "tmrope": "the exporters",
-}
-
 
 @cache
 def adapters() -> dict[str, Adapter]:
@@ -41,7 +36,7 @@ def adapters() -> dict[str, Adapter]:
 
 def prefix_of(case: Case) -> str:
     """The longest prefix known; `tome` with a `meta` array is the video one, `tome:video`."""
-    known = [p.partition(":")[0] for p in adapters()] + [*PENDING]
+    known = [p.partition(":")[0] for p in adapters()]
     fits = [p for p in known if case.path.stem.startswith(p)]
     assert fits, f"no adapter for {case.path.name}: write one in tests/golden/adapters"
     best = max(fits, key=len)
@@ -52,10 +47,7 @@ def prefix_of(case: Case) -> str:
 @pytest.mark.parametrize("path", CASES, ids=[p.stem for p in CASES])
 def test_released_results_are_reproduced(path: Path) -> None:
     case = Case.load(path)
-    prefix = prefix_of(case)
-    if prefix in PENDING:
-        pytest.xfail(f"pending: waits for {PENDING[prefix]}")
-    adapters()[prefix](case)
+    adapters()[prefix_of(case)](case)
 
 
 def test_the_folder_holds_cases() -> None:
