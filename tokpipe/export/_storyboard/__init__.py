@@ -1,0 +1,1 @@
+"""Frames of a cache with their times, and the messages that carry them."""

@@ -1,0 +1,170 @@
+"""Pictures of a cache as encoded bytes: rebuilt from its cells, or read again from the source.
+
+``board_frames`` is what every consumer of pictures uses.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tokpipe.errors import CacheError, MediaError
+from tokpipe.export._storyboard.moments import Moment, fewer, moments_of
+from tokpipe.export._storyboard.pictures import Look, cells_of
+
+if TYPE_CHECKING:
+    from tokpipe.cache.reader import TokenCache
+    from tokpipe.spec import MediaInfo
+
+
+@dataclass(frozen=True, slots=True)
+class BoardFrame:
+    """One picture with its time.
+
+    Attributes:
+        moment: Its time, and what the cache says of it.
+        data: The encoded picture.
+        width, height: Pixels.
+        cells: Of a rebuilt picture how many cells there are, and how many are its own, of earlier
+            or later times, or unknown; empty where it was read from the source.
+    """
+
+    moment: Moment
+    data: bytes
+    width: int
+    height: int
+    cells: dict[str, Any]
+
+    @property
+    def pts(self) -> float:
+        """Seconds from the media's zero."""
+        return self.moment.pts
+
+
+def board_frames(
+    cache: TokenCache, *, look: Look | None = None, from_source: str = "", max_frames: int = 0,
+    moments: Sequence[Moment] | None = None,
+) -> Iterator[BoardFrame]:  # fmt: skip
+    """The pictures of a cache, by rising time; one is held at a time.
+
+    The JPEG bytes and times of at most 32 moments: ``[(f.pts, f.data) for f in board_frames(cache,
+    look=Look("jpeg", quality=90, max_side=768), max_frames=32)]``.
+
+    Args:
+        cache: Of the signal domain; of any with ``from_source``.
+        look: Format, quality and size; JPEG of quality 90 as large as the pictures are.
+        from_source: Path of the media the cache was made from: pictures are then decoded from it
+            at the cache's times, at full resolution.
+        max_frames: At most so many, spread evenly and chosen by rank; 0 is all.
+        moments: These instead of all moments of the cache.
+
+    Raises:
+        CacheError: A feature cache without ``from_source`` (code ``export.domain``), or no video.
+        MediaError: ``from_source`` is another file (code ``export.source``) or cannot be read.
+    """
+    chosen = fewer(moments_of(cache) if moments is None else moments, max_frames)
+    look = look or Look()
+    if from_source:
+        yield from _from_source(cache, Path(from_source), chosen, look)
+    else:
+        check_pictures(cache)
+        yield from _rebuilt(cache, chosen, look)
+
+
+def check_pictures(cache: TokenCache) -> None:
+    """Refuse a cache that holds features instead of pictures.
+
+    Raises:
+        CacheError: Naming what would do.
+    """
+    if cache.domain != "signal":
+        name = cache.info.get("name", "the media")
+        raise CacheError(
+            "a feature cache holds no pictures",
+            hint=f"name the media it was made from (--from-source {name}), or export the cache "
+            "made without --encoder", code="export.domain",
+        )  # fmt: skip
+
+
+def check_source(cache: TokenCache, path: Path) -> MediaInfo:
+    """What a file holds, once it is known to be the one the cache was made from.
+
+    Raises:
+        MediaError: It is another file.
+        MediaNotFound: It cannot be read.
+    """
+    from tokpipe.decode import probe
+    from tokpipe.digest import fingerprint
+
+    info = cache.info
+    if fingerprint(path, full=info.get("method") == "full")[0] != info.get("fingerprint"):
+        raise MediaError(
+            f"`{path.name}` is not the file this cache was made from",
+            hint=f"it was `{info.get('name')}`, {info.get('size')} bytes; name that one, unchanged",
+            code="export.source",
+        )
+    # The streams the cache was made from, which may not be the file's first.
+    chosen = {stream["kind"]: str(stream["index"]) for stream in info.get("streams", [])}
+    return probe(
+        path, video_stream=chosen.get("video", "auto"), audio_stream=chosen.get("audio", "none")
+    )
+
+
+def _rebuilt(cache: TokenCache, moments: Sequence[Moment], look: Look) -> Iterator[BoardFrame]:
+    wanted = {moment.pts: moment for moment in moments}
+    for frame in cache.frames():
+        moment = wanted.get(frame.pts)
+        if moment is not None:
+            height, width = frame.pixels.shape[:2]
+            size = look.size(width, height)
+            yield BoardFrame(moment, look.encode(frame.pixels), *size, cells_of(frame.mask))
+
+
+def _from_source(
+    cache: TokenCache, path: Path, moments: Sequence[Moment], look: Look
+) -> Iterator[BoardFrame]:
+    """Decode everything first: which pictures come is settled only at the end."""
+    info = check_source(cache, path)
+    if info.video is None:
+        raise MediaError(f"`{path.name}` has no video", hint="name the file with the pictures",
+                         code="export.source")  # fmt: skip
+    from tokpipe.decode.at_times import pictures_at
+
+    full = tuple(max(1, round(side)) for side in info.video.display_size)
+    size = look.size(full[0], full[1])
+    with tempfile.TemporaryFile() as file:
+        spool = _Spool(file)
+        for place, picture in pictures_at(path, info, [m.pts for m in moments]):
+            spool.put(place, picture.pts, look.encode(picture.rgb(*size)))
+        for place, (pts, data) in enumerate(spool.all()):
+            # The picture on screen then is as a rule the very one the time was taken from.
+            moment = moments[place]
+            moment = moment if abs(pts - moment.pts) < 1e-3 else replace(moment, pts=pts)
+            yield BoardFrame(moment, data, *size, {})
+
+
+class _Spool:
+    """Byte strings by place, on disk; what lies beyond a place goes when it is put again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.ends = [0]
+        self.times: list[float] = []
+
+    def put(self, place: int, pts: float, data: bytes) -> None:
+        """Keep what belongs to a place, the next one or one that is begun again."""
+        del self.ends[place + 1 :], self.times[place:]
+        self.file.seek(self.ends[place])
+        self.file.truncate()
+        self.file.write(data)
+        self.ends.append(self.ends[place] + len(data))
+        self.times.append(pts)
+
+    def all(self) -> Iterator[tuple[float, bytes]]:
+        """Time and bytes of each place."""
+        self.file.seek(0)
+        for pts, start, stop in zip(self.times, self.ends, self.ends[1:], strict=False):
+            yield pts, self.file.read(stop - start)
