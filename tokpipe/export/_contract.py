@@ -8,7 +8,7 @@ Class attributes of an exporter (a frozen dataclass whose fields are its paramet
 ``extra``     the pip extra its writing needs, empty for none
 ``whole``     False: one output a cache (``write``). True: one output for all (``write_all``)
 ``suffix``    how the output's name ends, such as ``.npz``; empty for a folder
-``model``     the output depends on a model: ``no``, ``optional`` or ``needed``
+``model_use`` the output depends on a model: ``no``, ``optional`` or ``needed``
 ``accepts``   one sentence: what the consumer accepts
 ``loses``     one sentence: what a cache holds and this form does not
 ``python``    how it is called where it runs in the user's process, empty where the command writes
@@ -61,7 +61,7 @@ class Exporter(Protocol):
     extra: ClassVar[str]
     whole: ClassVar[bool]
     suffix: ClassVar[str]
-    model: ClassVar[ModelUse]
+    model_use: ClassVar[ModelUse]
     accepts: ClassVar[str]
     loses: ClassVar[str]
     python: ClassVar[str]
