@@ -61,7 +61,11 @@ class Parameter:
 
 def parameters(name: str) -> list[Parameter]:
     """Parameters of a registered operator (imports it)."""
-    kind = registry.load(name)
+    return parameters_of(registry.load(name))
+
+
+def parameters_of(kind: type[Any]) -> list[Parameter]:
+    """Parameters of a dataclass, as its fields, hints and docstring tell them."""
     hints = get_type_hints(kind, include_extras=True)
     texts = _described(kind.__doc__ or "")
     out = []

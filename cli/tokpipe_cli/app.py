@@ -15,6 +15,7 @@ from tokpipe_cli.commands import (
     doctor,
     encode,
     eval_,
+    export,
     inspect_,
     ops,
     plan,
@@ -40,6 +41,7 @@ app.command("compress", epilog=compress.EPILOG)(compress.compress)
 app.command("probe")(probe.probe)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("encode", epilog=encode.EPILOG)(encode.encode)
+app.command("export", epilog=export.EPILOG)(export.export)
 app.add_typer(eval_.app, name="eval")
 app.command("inspect")(inspect_.inspect)
 app.command("verify")(verify.verify)

@@ -27,6 +27,13 @@ def encoder_names(incomplete: str) -> list[tuple[str, str]]:
     return [(name, about) for name, about in found if name.startswith(incomplete)]
 
 
+def consumer_names(incomplete: str) -> list[tuple[str, str]]:
+    """Consumers of caches that begin so, with their summaries."""
+    from tokpipe.export import exporters
+
+    return [(name, about) for name, about in exporters().items() if name.startswith(incomplete)]
+
+
 def _names(incomplete: str, *, rules_only: bool) -> list[tuple[str, str]]:
     from tokpipe import registry
 

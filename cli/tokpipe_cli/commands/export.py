@@ -1,0 +1,240 @@
+"""``tokpipe export``: caches in the form a consumer takes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokpipe_cli import options as o
+from tokpipe_cli.boundary import UsageProblem, os_problem
+from tokpipe_cli.complete import consumer_names
+from tokpipe_cli.console import Screen, show_error
+from tokpipe_cli.jsonl import emit, summarise
+
+if TYPE_CHECKING:
+    from tokpipe.errors import TokpipeError
+    from tokpipe.export import Exporter, ExportRecord
+
+EPILOG = (
+    "[bold]Examples[/bold]\n\n  tokpipe export --list\n\n"
+    "  tokpipe export talk.tokpipe.safetensors --to storyboard:api=openai --prompt 'What is shown?'"
+    "\n\n  tokpipe export caches/ --to webdataset -o shards/\n\n"
+    "  tokpipe export talk.qwen.tokpipe.safetensors --to vllm:form=http --model Qwen/Qwen2-VL-7B"
+)
+_Files = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Token caches, or folders of them.", metavar="FILE", show_default=False),
+]
+_To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", "-t", metavar="CONSUMER", autocompletion=consumer_names,
+        help="Consumer by name, with parameters: storyboard, vllm:form=http, npy:frames=100.",
+    ),
+]  # fmt: skip
+_List = Annotated[
+    bool,
+    typer.Option("--list", help="List the consumers, or with --to show one and its parameters."),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="Model that will read it."),
+]
+_Prompt = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="Question that goes with the media.")
+]
+_Source = Annotated[
+    Path | None,
+    typer.Option("--from-source", metavar="MEDIA",
+                 help="The media, or its folder: pictures are read from it in full size."),
+]  # fmt: skip
+
+
+def export(
+    files: _Files = None,
+    to: _To = None,
+    list_: _List = False,
+    model: _Model = None,
+    prompt: _Prompt = None,
+    from_source: _Source = None,
+    output: o.Output = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write token caches in the form a model, server, API or trainer takes.
+
+    One output a cache, beside it, or in -o; forms for many caches make one output, -o.
+    """
+    from tokpipe.export import exporter_from
+
+    screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
+    if list_:
+        from tokpipe_cli.render_export import show_exporters
+
+        show_exporters(to, screen)
+        raise typer.Exit
+    if not to:
+        raise UsageProblem("no --to given", hint="see the consumers: tokpipe export --list")
+    more = {"model": model, "prompt": prompt}
+    name, exporter = exporter_from(to, **_fitting(to, more))
+    if exporter.python:
+        raise UsageProblem(
+            f"`{name}` runs in your own process, there is nothing to write",
+            hint=exporter.python,
+        )
+    run = _Run(screen, to, name, exporter, from_source, force=force)
+    run.all(_found(files), output)
+    raise typer.Exit(run.close())
+
+
+def _fitting(to: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options as parameters; those that the consumer has not are refused."""
+    from tokpipe.export import load_exporter
+
+    name = to.partition(":")[0].strip()
+    known = {f.name for f in fields(load_exporter(name))}
+    for key, value in given.items():
+        if value is not None and key not in known:
+            option = "--" + key.replace("_", "-")
+            raise UsageProblem(f"`{name}` takes no {option}", hint=f"leave out {option}")
+    return {k: v for k, v in given.items() if v is not None}
+
+
+def _found(files: list[Path] | None) -> list[Path]:
+    from tokpipe.batch.dedup import find_caches
+
+    found = find_caches(files or [])
+    if not any(path.exists() for path in found):
+        what = f"no such file `{found[0]}`" if found else "no token caches were found"
+        raise UsageProblem(what, hint="name token caches, or folders that hold some")
+    return found
+
+
+class _Run:
+    """The caches of one command, and what became of them."""
+
+    def __init__(
+        self, screen: Screen, to: str, name: str, exporter: Exporter, source: Path | None, *,
+        force: bool,
+    ) -> None:  # fmt: skip
+        self.screen, self.to, self.name, self.exporter = screen, to, name, exporter
+        self.source, self.force = source, force
+        if source is not None:
+            _fitting(to, {"from_source": source})
+        self.statuses: list[str] = []
+        self.codes: list[int] = []
+
+    def all(self, paths: list[Path], output: str | None) -> None:
+        """Export every cache."""
+        if self.exporter.whole:
+            self._whole(paths, output)
+            return
+        for path, target in _targets(paths, output, self.name, self.exporter.suffix):
+            self._guarded(path, target, self._one)
+
+    def close(self) -> int:
+        """The summary, and the exit code."""
+        if self.screen.json:
+            emit("summary", **summarise(self.statuses))
+        if not self.codes:
+            return 0
+        alike = len(self.codes) == len(self.statuses) and len(set(self.codes)) == 1
+        return self.codes[0] if alike else 1
+
+    def _one(self, path: Path, target: Path) -> None:
+        from dataclasses import replace
+
+        from tokpipe.export import export_cache
+
+        exporter: Any = self.exporter
+        if self.source is not None:
+            exporter = replace(exporter, from_source=str(_media_of(path, self.source)))
+        self._done(export_cache(path, target, self.name, exporter, force=self.force))
+
+    def _whole(self, paths: list[Path], output: str | None) -> None:
+        from tokpipe.export import export_all
+
+        if output is None:
+            raise UsageProblem(
+                f"`{self.name}` makes one output of all caches", hint="name it with -o"
+            )
+        target = Path(output)
+        good = [p for p in paths if self._guarded(p, target, self._check)]
+        if good:
+            self._guarded(
+                good[0], target,
+                lambda _, t: self._done(
+                    export_all(good, t, self.name, self.exporter, force=self.force)
+                ),
+            )  # fmt: skip
+
+    def _check(self, path: Path, _target: Path) -> None:
+        from tokpipe.export import check_cache
+
+        check_cache(path, self.name, self.exporter)
+
+    def _guarded(self, path: Path, target: Path, work: Any) -> bool:
+        """Do the work; an error is shown, counted and not passed on."""
+        from tokpipe.errors import TokpipeError
+        from tokpipe.export import ExportRecord
+
+        problem: TokpipeError
+        try:
+            work(path, target)
+        except TokpipeError as error:
+            problem = error
+        except OSError as error:
+            problem = os_problem(error)
+        else:
+            return True
+        self.statuses.append("failed")
+        self.codes.append(problem.exit_code)
+        if self.screen.json:
+            record = ExportRecord([str(path)], str(target), self.name)
+            emit("item", **record.to_dict(), error=problem.to_dict())
+        show_error(problem)
+        return False
+
+    def _done(self, record: ExportRecord) -> None:
+        from tokpipe_cli.render_export import show_export
+
+        self.statuses.append(record.status)
+        if self.screen.json:
+            emit("item", **record.to_dict())
+        show_export(record, self.screen)
+
+
+def _targets(
+    paths: list[Path], output: str | None, name: str, suffix: str
+) -> list[tuple[Path, Path]]:
+    """An output for each cache, no two alike."""
+    from tokpipe.batch import Entry, assign_outputs
+    from tokpipe.run import SUFFIX
+
+    ending = suffix or f".{name}"
+    if output is not None and not suffix and len(paths) == 1:
+        # Of one cache a folder is the output itself.
+        return [(paths[0], Path(output))]
+    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in paths]
+    entries = [Entry(path, Path(path.name), named=True) for path in named]
+    try:
+        targets = assign_outputs(entries, output, suffix=ending)
+    except FileExistsError as error:
+        raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
+    return list(zip(paths, targets, strict=True))
+
+
+def _media_of(cache: Path, source: Path) -> Path:
+    """The media file of a cache: the one named, or the one of its name in the folder."""
+    if not source.is_dir():
+        return source
+    from tokpipe.cache.reader import open_cache
+
+    with open_cache(cache) as opened:
+        return source / str(opened.info["name"])
