@@ -37,8 +37,8 @@ def _facts(name: str) -> dict[str, Any]:
     from tokpipe.parameters import parameters_of
 
     kind = load_exporter(name)
-    told = ("source", "takes", "domains", "extra", "whole", "suffix", "model_use", "accepts", "loses",
-            "python")  # fmt: skip
+    told = ("source", "takes", "domains", "extra", "whole", "suffix", "model_use", "accepts",
+            "loses", "python")  # fmt: skip
     return {
         "name": name, "summary": exporters()[name], **{key: getattr(kind, key) for key in told},
         "parameters": [asdict(p) for p in parameters_of(kind)],
