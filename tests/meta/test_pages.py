@@ -57,7 +57,10 @@ def test_readme_reduces_features_as_written() -> None:
     assert len(found["few"]) == len(found["seen"]) == 64  # type: ignore[arg-type]
 
 
-def test_page_on_features_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_on_features_runs_as_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = (DOCS / "features.md").read_text(encoding="utf-8")
     found: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.S):

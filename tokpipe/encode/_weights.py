@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,15 +16,21 @@ from tokpipe.digest import canonical_json
 from tokpipe.errors import WeightsMismatch, WeightsMissing
 
 
-def digest_of(*modules: nn.Module | None) -> str:
+def digest_of(*modules: nn.Module | None, without: Sequence[str] = ()) -> str:
     """``sha256:...`` over names, shapes and values of all parameters and buffers.
 
     Computed on the tensors as they are loaded, in the dtype they have then, so that the same
     checkpoint in another file format has the same digest. None stands for an absent part.
+
+    Args:
+        without: Names of submodules that do not count, as if they were not there.
     """
     total = hashlib.sha256()
+    skipped = tuple(f"{name}." for name in without)
     for part, module in enumerate(modules):
         for name, tensor in _sorted(module):
+            if name.startswith(skipped):
+                continue
             head = [part, name, str(tensor.dtype), list(tensor.shape)]
             total.update(canonical_json(head).encode())
             total.update(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._hf.front_tower import FrontTower
+from tokpipe.encode._hf.live import part_with
 from tokpipe.encode._hf.load import config_source, front_end, library, placed, read_processor
 from tokpipe.encode._hf.pixels import frame_for
 from tokpipe.encode._hf.steps import prefix_of, steps_of
@@ -100,6 +101,12 @@ class FrontFamily:
 
     # What is common.
 
+    @classmethod
+    def digest(cls, model: Any) -> str | None:
+        """Digest of the front end of a model in memory; None where parts of it are not there."""
+        part = part_with(model, cls.tower, cls.projector)
+        return None if part is None else digest_of(part, without=(cls.language,))
+
     @property
     def side(self) -> int:
         """Pixels on a side of a tile."""
@@ -178,7 +185,7 @@ class FrontFamily:
         made = front_end(
             getattr(library(), self.model), self.config, self.settings, drop=(self.language,)
         )
-        weights = digest_of(made)
+        weights = digest_of(made)  # as ``digest`` says of a whole model
         made = placed(made, device, dtype)
         tower = getattr(made, self.tower)
         return FrontTower(

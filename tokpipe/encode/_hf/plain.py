@@ -89,6 +89,12 @@ class PlainFamily:
                 hint='use stage = "pre_projector"',
             )
 
+    @classmethod
+    def digest(cls, model: Any) -> str | None:
+        """Digest of the vision half of a model in memory."""
+        tower = getattr(model, "vision_model", model)
+        return digest_of(tower, getattr(model, "visual_projection", None))
+
     @property
     def projects(self) -> bool:
         """A linear layer takes tokens into the space of texts."""

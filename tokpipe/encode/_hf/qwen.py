@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._compiled import quiet_compiler
+from tokpipe.encode._hf.live import part_with
 from tokpipe.encode._hf.load import config_source, front_end, placed, read_processor
 from tokpipe.encode._hf.patch_tower import PatchTower, QwenTower, VideoLlama3Tower
 from tokpipe.encode._hf.patches import Layout
@@ -31,6 +32,8 @@ class PatchFamily:
     """What the four have in common; see ``_hf.family.Family`` for the methods."""
 
     kind: Literal["image", "video"] = "image"
+    #: Parts of the model that make its tokens.
+    parts: tuple[str, ...] = ("visual",)
     #: Learned positions beside the rotary ones, and the language model's own scheme.
     rope: str
 
@@ -162,7 +165,7 @@ class PatchFamily:
         # of its own, only for it.
         drop = ("model.language_model", "lm_head")
         made = front_end(self._model(), self.config, self.settings, drop=drop).model
-        weights = digest_of(*self._parts(made))
+        weights = digest_of(*(getattr(made, name) for name in self.parts))
         visual, project, tower = self._tower(placed(made, device, dtype))
         register()
         visual.set_attn_implementation(NAME)
@@ -178,8 +181,11 @@ class PatchFamily:
             dtype=dtype,
         )  # fmt: skip
 
-    def _parts(self, model: Any) -> tuple[nn.Module, ...]:
-        return (model.visual,)
+    @classmethod
+    def digest(cls, model: Any) -> str | None:
+        """Digest of the front end of a model in memory; None where parts of it are not there."""
+        part = part_with(model, *cls.parts)
+        return None if part is None else digest_of(*(getattr(part, name) for name in cls.parts))
 
     def _cut(self, visual: Any) -> tuple[nn.Module, ...]:
         """Leave out blocks after the layer asked for; returns the attention of the others."""
@@ -287,6 +293,7 @@ class VideoLlama3Family(PatchFamily):
     """
 
     rope = "1-D"
+    parts = ("vision_model", "projector")
 
     def __init__(self, config: Any, settings: HfVision) -> None:
         self.kind = "image" if settings.tiles else "video"
@@ -313,9 +320,6 @@ class VideoLlama3Family(PatchFamily):
 
     def _tower(self, model: Any) -> tuple[Any, nn.Module, type[PatchTower]]:
         return model.vision_model, model.projector, VideoLlama3Tower
-
-    def _parts(self, model: Any) -> tuple[nn.Module, ...]:
-        return model.vision_model, model.projector
 
     def _cut(self, visual: Any) -> tuple[nn.Module, ...]:
         layers = visual.encoder.layers
