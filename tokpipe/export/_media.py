@@ -35,6 +35,7 @@ class Media:
         grid: (rows, columns) of a whole picture's tokens, None where the encoder has no grid.
         about: What the cache says of the encoder (``tokpipe.encoder.STREAM``).
         layout: ``ragged``, ``frames`` or ``grid``.
+        source: Tokens the encoder gave of the stream, dropped ones among them; 0 unknown.
     """
 
     stream: str
@@ -51,6 +52,7 @@ class Media:
     grid: tuple[int, int] | None
     about: Mapping[str, Any]
     layout: str
+    source: int = 0
 
     def __len__(self) -> int:
         """Return N."""
@@ -93,9 +95,11 @@ def read_media(cache: TokenCache, stream: str) -> Media:
     times, step = torch.unique(rows.at, return_inverse=True)
     deep = [f"deepstack_{k + 1}" for k in range(int(about.get("deepstack", 0) or 0))]
     grid = about.get("grid")
+    counts = (cache.metadata.get("tokpipe.counts") or {}).get(stream) or {}
     return Media(
         stream=stream, data=rows.data, deepstack=tuple(rows.extras[name] for name in deep),
         at=rows.at, step=step, cell=rows.cell.long(), extent=rows.extent.long(),
         tile=rows.tile.long(), kind=rows.kind, mass=rows.mass, times=times,
         grid=None if not grid else (int(grid[0]), int(grid[1])), about=about, layout=cache.layout,
+        source=round(float(counts.get("source") or 0)),
     )  # fmt: skip
