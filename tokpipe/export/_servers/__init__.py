@@ -1,0 +1,1 @@
+"""What vLLM and SGLang share: which kinds of model take what, items of a request, refusals."""
