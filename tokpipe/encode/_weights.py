@@ -16,7 +16,9 @@ from tokpipe.digest import canonical_json
 from tokpipe.errors import WeightsMismatch, WeightsMissing
 
 
-def digest_of(*modules: nn.Module | None, without: Sequence[str] = ()) -> str:
+def digest_of(
+    *modules: nn.Module | None, without: Sequence[str] = (), dtype: torch.dtype | None = None
+) -> str:
     """``sha256:...`` over names, shapes and values of all parameters and buffers.
 
     Computed on the tensors as they are loaded, in the dtype they have then, so that the same
@@ -24,13 +26,15 @@ def digest_of(*modules: nn.Module | None, without: Sequence[str] = ()) -> str:
 
     Args:
         without: Names of submodules that do not count, as if they were not there.
+        dtype: Floats as they would be in this one, such as the checkpoint's; None as they are.
     """
     total = hashlib.sha256()
     skipped = tuple(f"{name}." for name in without)
     for part, module in enumerate(modules):
-        for name, tensor in _sorted(module):
+        for name, found in _sorted(module):
             if name.startswith(skipped):
                 continue
+            tensor = found.to(dtype) if dtype and found.is_floating_point() else found
             head = [part, name, str(tensor.dtype), list(tensor.shape)]
             total.update(canonical_json(head).encode())
             total.update(

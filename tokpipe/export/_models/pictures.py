@@ -1,0 +1,58 @@
+"""Rows of a stream sorted into the pictures they are of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokpipe.export._media import Media
+
+
+def pictures(media: Media) -> tuple[list[Tensor], bool]:
+    """Rows of each picture that is one grid, and whether dropped cells are among them.
+
+    Returns:
+        int64 [rows x columns] for each of the T pictures in raster order, -1 where a cell was
+        dropped, and True. Where rows are no cells of a grid: int64 [n] in their order, and False.
+    """
+    if media.grid is None or not media.placed or bool((media.tile > 0).any()):
+        return _in_order(media), False
+    high, wide = media.grid
+    y, x = media.cell[:, 1], media.cell[:, 2]
+    inside = (y >= 0) & (x >= 0) & (y < high) & (x < wide)
+    if not bool(inside.all()):
+        return _in_order(media), False
+    cells = torch.full((len(media.times), high * wide), -1, dtype=torch.int64)
+    cells[media.step, y * wide + x] = torch.arange(len(media))
+    return list(cells), True
+
+
+def _in_order(media: Media) -> list[Tensor]:
+    counts = torch.bincount(media.step, minlength=len(media.times)).tolist()
+    return list(torch.split(torch.arange(len(media)), counts))
+
+
+def filled(media: Media, step: int, places: Tensor) -> Tensor | None:
+    """Rows of one picture that fill the places of a layout of several tiles.
+
+    Args:
+        places: int64 [n, 3] (tile, y, x) in the order of the prompt.
+
+    Returns:
+        int64 [n], -1 where a place was dropped; None where a row has no place of the layout.
+    """
+    mine = (media.step == step).nonzero()[:, 0]
+    side = 1 + int(max(places.max(), media.cell[mine].max(), media.tile[mine].max()))
+    key = _key(places, side)
+    have = _key(torch.stack([media.tile[mine], media.cell[mine, 1], media.cell[mine, 2]], 1), side)
+    order = key.argsort()
+    spot = torch.searchsorted(key[order], have).clamp(max=len(key) - 1)
+    if not torch.equal(key[order][spot], have) or len(torch.unique(have)) != len(have):
+        return None
+    rows = torch.full((len(key),), -1, dtype=torch.int64)
+    rows[order[spot]] = mine
+    return rows
+
+
+def _key(places: Tensor, side: int) -> Tensor:
+    return (places[:, 0] * side + places[:, 1]) * side + places[:, 2]
