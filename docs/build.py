@@ -1,10 +1,10 @@
-"""Write the pages that follow from the operators: methods.md and operators/NAME.md.
+"""Write the pages that follow from the code: methods.md, operators/NAME.md and consumers.md.
 
     python docs/build.py [FOLDER]
 
-Everything comes from the operator files, the presets, the survey's rows and the last benchmark
-(benchmarks/operators.json); FOLDER is this folder by default. Pages of names that are gone are
-removed. The measured tables of benchmarks.md come from benchmarks/*.json.
+Everything comes from the operator files, the presets, the exporters, the survey's rows and the last
+benchmark (benchmarks/operators.json); FOLDER is this folder by default. Pages of names that are
+gone are removed. The measured tables of benchmarks.md come from benchmarks/*.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmark_tables import filled, schema
 
 from tokpipe import registry, survey
 from tokpipe.card import BUDGETS, STAGES, Card, cards
+from tokpipe.export import exporters, load_exporter
 from tokpipe.parameters import parameters
 from tokpipe.recipe import load_recipe
 
@@ -122,6 +123,20 @@ def operator_page(c: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
+def consumers_page() -> str:
+    """What each consumer accepts, and what it loses."""
+    lines = [_MADE.replace("operators", "exporters") + "# Consumers\n", _CONSUMERS]
+    lines += ["| to | makes | takes | accepts | loses |", "|---|---|---|---|---|"]
+    for name, summary in exporters().items():
+        kind = load_exporter(name)
+        page = HERE / "consumers" / f"{name}.md"
+        target = f"consumers/{page.name if page.exists() else 'datasets.md'}"
+        takes = f"{' or '.join(kind.domains)}; {', '.join(kind.takes)}"
+        lines.append(f"| [`{name}`]({target}) | {summary} | {takes} | {kind.accepts} "
+                     f"| {kind.loses} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
 def main(folder: Path) -> None:
     """Write every page."""
     found = [c for c in cards() if c.plugin is None]
@@ -134,6 +149,7 @@ def main(folder: Path) -> None:
     for c in found:
         (pages / f"{c.name}.md").write_text(operator_page(c), encoding="utf-8")
     (folder / "methods.md").write_text(methods_page(found), encoding="utf-8")
+    (folder / "consumers.md").write_text(consumers_page(), encoding="utf-8")
     page = (HERE / "benchmarks.md").read_text(encoding="utf-8")
     (folder / "benchmarks.md").write_text(filled(page, HERE / "benchmarks"), encoding="utf-8")
     (folder / "benchmarks" / "report.schema.json").write_text(schema(), encoding="utf-8")
@@ -168,6 +184,24 @@ ratio or threshold form is among them.
 - **cost**: time on one CPU thread, deciding and applying, in units of the similarity product of
   the same tokens; in brackets the authors' code on the same problem in the same unit
   (`tests/benchmarks/operators.py`).
+"""
+
+_CONSUMERS = """\
+`tokpipe export FILE --to NAME` writes a cache in the form a model, server, API or trainer takes;
+`tokpipe export --list --to NAME` tells the parameters. What holds for all:
+
+- A **signal** cache (the default) holds pictures and sound: any chat model takes it as a
+  `storyboard`. A **feature** cache holds what one model's encoder made, and fits that model alone:
+  a checkpoint with another encoder is refused. `tokpipe encode` makes features from signal,
+  `tokpipe project` turns rows before a projector into rows after it.
+- **Layouts**: `frames` (whole pictures), `grid` (a smaller regular grid a picture), `ragged` (any
+  subset or merge). Servers that compute positions from a grid cannot take `ragged`; they are named
+  below and refuse it, saying what does.
+- **Positions** are never stored. A token keeps its time and its place in the encoder's grid, and
+  the exporter computes positions as the consumer's version does: `original` (those of the whole
+  pictures, the default) or `compact` (renumbered).
+- Separators, newlines and timestamps that only the consumer needs are added here, are no part of
+  the budget, and are counted in what the command prints.
 """
 
 _SURVEY = """\
