@@ -54,27 +54,31 @@ class VerifyReport:
 
 
 def verify(
-    path: str | os.PathLike[str], deep: bool = False, window: tuple[int, int] | None = None
+    path: str | os.PathLike[str],
+    deep: bool = False,
+    window: tuple[int, int] | None = None,
+    decode: bool = True,
 ) -> VerifyReport:
     """Check a cache without stopping at the first fault; memory stays flat.
 
     Args:
         path: The file.
-        window: First byte and number of bytes of a cache that lies in a larger file.
         deep: Also compare digests, look for features that are not finite, and decode every
             atlas page and the clip (needs Pillow and PyAV).
+        window: First byte and number of bytes of a cache that lies in a larger file.
+        decode: Off, ``deep`` leaves pictures and sound as they are.
 
     Raises:
         CacheError: The file cannot be opened or read at all. A damaged one is reported instead.
     """
     counts: dict[str, int] = {}
-    problems = list(_problems(path, deep, counts, window))
+    problems = list(_problems(path, deep, counts, window, decode))
     return VerifyReport(path=str(path), deep=deep, problems=tuple(problems), counts=counts)
 
 
 def _problems(
     path: str | os.PathLike[str], deep: bool, counts: dict[str, int],
-    window: tuple[int, int] | None,
+    window: tuple[int, int] | None, decode: bool,
 ) -> Iterator[Problem]:  # fmt: skip
     try:
         file = CacheFile(path, window=window)
@@ -101,7 +105,8 @@ def _problems(
             yield from digest_problems(file, metadata, counts)
             if not structure:
                 yield from feature_problems(file)
-                yield from _contents(file, metadata, counts)
+                if decode:
+                    yield from _contents(file, metadata, counts)
 
 
 def _problem(error: CacheError) -> Problem:
