@@ -101,6 +101,7 @@ class Script:
         content: By stream, the entries of a chat message that make the template write its
             markers, such as ``({"type": "image"},) * T``; none where another stream's entry
             stands for both.
+        modality: By stream, where it is not the family's (``image`` for pictures given as images).
         added: By stream, rows [A, D] that the model adds to what an encoder gives (a learned
             newline); numbered from N on.
         placed: Every dropped token has its placeholder: original positions are known.
@@ -109,6 +110,7 @@ class Script:
 
     parts: tuple[Part, ...]
     content: Mapping[str, tuple[Mapping[str, Any], ...]]
+    modality: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[str, Tensor] = field(default_factory=dict)
     placed: bool = True
     notes: tuple[str, ...] = ()
@@ -154,12 +156,12 @@ class Family:
 
     Attributes:
         streams: Streams it takes, in the order they stand in a prompt that says nothing else.
-        modality: Key of ``mm_encoder_outputs`` a stream goes under; a stream that has none goes
-            into ``inputs_embeds``.
+        modality: Key of ``mm_encoder_outputs`` a stream goes under, unless the script says
+            otherwise; a stream that has none goes into ``inputs_embeds``.
         embeds: ``inputs_embeds`` gives the same as pixels (not so where rows go into deeper
             layers).
-        ragged: Container of ``mm_encoder_outputs`` rows: True for a list of [n, D] a prompt, False
-            for one tensor [n, 1, D].
+        stacked: Modalities whose rows are one tensor [n, 1, D] in ``mm_encoder_outputs``; those of
+            others are a list of [n, D], one a prompt.
         axes: Rows of positions: 1, or 3 (time, height, width).
         causal: A token sees those before it, and all of them: weights can be given as a mask.
         language: Names of the parts of ``base`` that no digest of an encoder covers.
@@ -170,7 +172,7 @@ class Family:
     streams: ClassVar[tuple[str, ...]] = ("video",)
     modality: ClassVar[Mapping[str, str]] = {"video": "video"}
     embeds: ClassVar[bool] = True
-    ragged: ClassVar[bool] = True
+    stacked: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[int] = 1
     causal: ClassVar[bool] = True
     language: ClassVar[tuple[str, ...]] = ("language_model",)
@@ -247,16 +249,19 @@ class Family:
         """``mm_encoder_outputs``.
 
         Args:
-            rows: By stream that goes this way, [n, D] of each prompt of the batch.
-            deep: By stream, the levels of deepstack, each [n, D] of each prompt.
+            rows: By modality that goes this way, [n, D] of each prompt of the batch that has it.
+            deep: By modality, the levels of deepstack, each [n, D] of those prompts; no levels
+                where the model has none.
         """
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         made = {}
-        for stream, parts in rows.items():
-            # Of one token each, so that beams can be counted off where prompts differ in length.
-            value: Any = list(parts) if self.ragged else torch.cat(list(parts))[:, None]
-            made[self.modality[stream]] = BaseModelOutputWithPooling(pooler_output=value)
+        for modality, parts in rows.items():
+            value: Any = list(parts)
+            if modality in self.stacked:
+                # Of one token each, so that beams can be counted off prompts of any length.
+                value = torch.cat(value)[:, None]
+            made[modality] = BaseModelOutputWithPooling(pooler_output=value)
         return made
 
     def parts(self, stream: str) -> tuple[nn.Module, ...]:

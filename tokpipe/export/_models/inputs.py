@@ -27,6 +27,7 @@ class Sample:
         ids: int64 [K].
         stream: Name of the stream of each placeholder by its number; int64 [K], -1 for text.
         places: int64 [axes, K].
+        modality: By stream, key of ``mm_encoder_outputs``.
         rows: By stream, features [n, D] in the order of the prompt.
         deep: By stream, levels of deepstack [n, D].
         mass: float32 [K], source tokens each stands for; 1 for text.
@@ -41,6 +42,7 @@ class Sample:
     streams: tuple[str, ...]
     stream: Tensor
     places: Tensor
+    modality: Mapping[str, str]
     rows: Mapping[str, Tensor]
     deep: Mapping[str, tuple[Tensor, ...]]
     mass: Tensor
@@ -147,15 +149,7 @@ def assembled(
         values["input_ids"] = ids.to(device)
     rest = [stream for stream, way in ways.items() if way == _OUTPUTS]
     if rest:
-        rows = {s: [p.rows[s].to(device, dtype) for p in samples if s in p.rows] for s in rest}
-        deep = {
-            s: [
-                [p.deep[s][level].to(device, dtype) for p in samples if s in p.rows]
-                for level in range(family.deepstack)
-            ]
-            for s in rest
-        }
-        values[_OUTPUTS] = family.outputs(rows, deep)
+        values[_OUTPUTS] = family.outputs(*_rows(family, samples, rest, device, dtype))
     if weighted:
         values["attention_mask"] = _mass_mask(family, samples, mask, use).to(device, dtype)
     made = Made(
@@ -163,6 +157,36 @@ def assembled(
         ids=ids.to(device),
     )  # fmt: skip
     return ModelInputs(values, made)
+
+
+def _rows(
+    family: Family,
+    samples: Sequence[Sample],
+    streams: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[dict[str, list[Tensor]], dict[str, list[list[Tensor]]]]:
+    """Rows and deeper rows by modality, for ``Family.outputs``."""
+    rows: dict[str, list[Tensor]] = {}
+    deep: dict[str, list[list[Tensor]]] = {}
+    for sample in samples:
+        for stream in (s for s in streams if s in sample.rows):
+            key = sample.modality[stream]
+            rows.setdefault(key, []).append(_cast(sample.rows[stream], device, dtype))
+            levels = deep.setdefault(key, [[] for _ in range(family.deepstack)])
+            for level, found in zip(levels, sample.deep[stream], strict=True):
+                level.append(_cast(found, device, dtype))
+    return rows, deep
+
+
+def _cast(rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    made = rows.to(device, dtype)
+    if dtype == torch.float16 and rows.dtype != dtype and not bool(made.isfinite().all()):
+        raise CacheError(
+            "rows of the cache are too large for a model in float16",
+            hint="load the model in bfloat16 or float32", code="export.dtype",
+        )  # fmt: skip
+    return made
 
 
 def takes_outputs(model: Any) -> bool:
@@ -252,12 +276,12 @@ def _embedded(
         given = torch.empty(len(mine), family.dim)
         for stream in (s for s in streams if s in sample.rows):
             given[_slots(sample, stream)] = sample.rows[stream].float()
-        rows.append(given[mine])
+        rows.append(_cast(given[mine], ids.device, table.weight.dtype))
     filled = filled.to(ids.device)
     # A placeholder's id may lie outside the table.
     with torch.no_grad():
         embeds = table(ids.masked_fill(filled, 0)).clone()
-        embeds[filled] = torch.cat(rows).to(embeds.device, embeds.dtype)
+        embeds[filled] = torch.cat(rows).to(embeds.dtype)
     made: Tensor = embeds
     return made
 
