@@ -11,13 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokpipe.errors import CacheError, MediaError
 from tokpipe.export._storyboard.moments import Moment, fewer, moments_of
 from tokpipe.export._storyboard.pictures import Look, cells_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tokpipe.cache.reader import TokenCache
     from tokpipe.spec import MediaInfo
+
+#: Grey levels (RMS over a cell) below which a change is not seen: that of the descriptors' luma.
+_UNSEEN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class BoardFrame:
 
 def board_frames(
     cache: TokenCache, *, look: Look | None = None, from_source: str = "", max_frames: int = 0,
-    moments: Sequence[Moment] | None = None,
+    repeats: bool = False, moments: Sequence[Moment] | None = None,
 ) -> Iterator[BoardFrame]:  # fmt: skip
     """The pictures of a cache, by rising time; one is held at a time.
 
@@ -59,19 +66,70 @@ def board_frames(
         from_source: Path of the media the cache was made from: pictures are then decoded from it
             at the cache's times, at full resolution.
         max_frames: At most so many, spread evenly and chosen by rank; 0 is all.
-        moments: These instead of all moments of the cache.
+        repeats: Also pictures that look like the one before.
+        moments: These instead of those of :func:`board_moments`.
 
     Raises:
         CacheError: A feature cache without ``from_source`` (code ``export.domain``), or no video.
         MediaError: ``from_source`` is another file (code ``export.source``) or cannot be read.
     """
-    chosen = fewer(moments_of(cache) if moments is None else moments, max_frames)
-    look = look or Look()
+    if not from_source:
+        check_pictures(cache)
+    found = board_moments(cache, repeats=repeats) if moments is None else moments
+    chosen, look = fewer(found, max_frames), look or Look()
     if from_source:
         yield from _from_source(cache, Path(from_source), chosen, look)
     else:
-        check_pictures(cache)
         yield from _rebuilt(cache, chosen, look)
+
+
+def board_moments(cache: TokenCache, *, repeats: bool = False) -> list[Moment]:
+    """The moments of a cache that look different from the one before.
+
+    A repeat goes into the moment it repeats, which then stands for both. Features have no pictures
+    to compare: all their moments come.
+
+    Args:
+        repeats: All moments.
+
+    Raises:
+        CacheError: The cache holds no video.
+    """
+    found = moments_of(cache)
+    if repeats or cache.domain != "signal":
+        return found
+    kept: list[Moment] = []
+    before = None
+    for moment, frame in zip(found, cache.frames(), strict=True):
+        if before is not None and _alike(before, frame.pixels, frame.mask.shape):
+            kept[-1] = kept[-1].with_next(moment)
+        else:
+            kept.append(moment)
+            before = frame.pixels
+    return kept
+
+
+def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8], grid: tuple[int, ...]) -> bool:
+    """No cell of two rebuilt pictures differs visibly."""
+    rows, cols = grid
+    if np.array_equal(one, other):
+        return True
+    apart = np.subtract(one, other, dtype=np.float32) ** 2
+    cells = apart.reshape(rows, len(one) // rows, cols, -1, 3).mean((1, 3, 4))
+    return bool(cells.max() < _UNSEEN**2)
+
+
+def picture_size(cache: TokenCache, from_source: str = "") -> tuple[int, int]:
+    """Width and height of the pictures before any ``Look``."""
+    if not from_source:
+        grid = cache.metadata["tokpipe.grid"]
+        return int(grid["cols"]) * int(grid["cell"]), int(grid["rows"]) * int(grid["cell"])
+    video = check_source(cache, Path(from_source)).video
+    if video is None:
+        raise MediaError(f"`{from_source}` has no video", hint="name the file with the pictures",
+                         code="export.source")  # fmt: skip
+    width, height = video.display_size
+    return max(1, round(width)), max(1, round(height))
 
 
 def check_pictures(cache: TokenCache) -> None:
@@ -127,14 +185,10 @@ def _from_source(
     cache: TokenCache, path: Path, moments: Sequence[Moment], look: Look
 ) -> Iterator[BoardFrame]:
     """Decode everything first: which pictures come is settled only at the end."""
-    info = check_source(cache, path)
-    if info.video is None:
-        raise MediaError(f"`{path.name}` has no video", hint="name the file with the pictures",
-                         code="export.source")  # fmt: skip
     from tokpipe.decode.at_times import pictures_at
 
-    full = tuple(max(1, round(side)) for side in info.video.display_size)
-    size = look.size(full[0], full[1])
+    info = check_source(cache, path)
+    size = look.size(*picture_size(cache, str(path)))
     with tempfile.TemporaryFile() as file:
         spool = _Spool(file)
         for place, picture in pictures_at(path, info, [m.pts for m in moments]):

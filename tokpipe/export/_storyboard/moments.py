@@ -39,6 +39,14 @@ class Moment:
     rank: int
     tokens: int
 
+    def with_next(self, other: Moment) -> Moment:
+        """Stand for the following moment as well."""
+        scores = [s for s in (self.score, other.score) if s is not None]
+        return replace(
+            self, stop=other.stop, score=max(scores, default=None),
+            rank=min(self.rank, other.rank), tokens=self.tokens + other.tokens,
+        )  # fmt: skip
+
 
 def moments_of(cache: TokenCache) -> list[Moment]:
     """Every moment of the video, by rising time.
@@ -80,8 +88,8 @@ def end_of(cache: TokenCache) -> float:
 def fewer(moments: Sequence[Moment], most: int) -> list[Moment]:
     """At most so many, spread over all: of each run of neighbours the one of the lowest rank.
 
-    Runs are of equal length to one, so that where the cache holds much, much is kept. What is kept
-    stands for the media until the next one that is kept.
+    Runs are equally long but for one, so that where the cache holds much, much is kept. What is
+    kept stands for the media until the next one that is kept.
 
     Args:
         most: 0 keeps all.

@@ -59,9 +59,9 @@ class Look:
         return out.getvalue()
 
 
-def picture_name(count: int, pts: float, suffix: str) -> str:
+def picture_name(pts: float, suffix: str) -> str:
     """File name of a picture: ten microseconds tell any two apart and keep the order of time."""
-    return f"{count:06}_{pts:012.5f}{suffix}"
+    return f"{pts:012.5f}{suffix}"
 
 
 def cells_of(mask: NDArray[np.uint8]) -> dict[str, Any]:
