@@ -18,14 +18,19 @@ from tokpipe.export._models.rope import (
     Span,
     Text,
     Version,
-    Woven,
     index_ticks,
     mrope_position_delta,
     mrope_positions,
     time_ticks,
     transformers_version,
 )
-from tokpipe.export._models.weave import released_chunks, weave_chunks, weave_merged
+from tokpipe.export._models.weave import (
+    order_of,
+    released_chunks,
+    weave_chunks,
+    weave_merged,
+    woven,
+)
 
 #: Ids of the made-up vocabulary.
 TEXT, IMAGE, VIDEO, AUDIO = 30, 1, 2, 3
@@ -163,11 +168,10 @@ def test_omni_models_weave_and_count_alike(newer: bool, seed: int) -> None:
     pictures, sound = Pictures(ticks, rows, columns), Sound(torch.arange(heard))
     seen = pictures.places()[0]
     pieces = weave_merged(seen, sound.ticks) if newer else weave_chunks(seen, sound.ticks, CHUNK)
-    woven = Woven(pictures, sound, pieces)
     mark = Text(2, shared=not newer)
-    found = mrope_positions([Text(3), mark, woven, mark, Text(4)])
+    found = mrope_positions([Text(3), mark, woven(pictures, sound, pieces), mark, Text(4)])
 
-    laid = torch.where(woven.order() < len(pictures), VIDEO, AUDIO).tolist()
+    laid = torch.where(order_of(pieces) < len(pictures), VIDEO, AUDIO).tolist()
     ids = [TEXT] * 3 + [VISION_START, AUDIO_START, *laid, AUDIO_END, VISION_END] + [TEXT] * 4
     theirs, delta = omni(newer)(
         torch.tensor([ids]), None, torch.tensor([[count, 2 * rows, 2 * columns]]),
@@ -194,7 +198,17 @@ def test_pictures_come_before_the_sound_of_the_same_position() -> None:
     assert weave_merged(pictures, sound) == (
         (False, 0, 2), (True, 0, 7), (False, 2, 4), (True, 7, 8)
     )  # fmt: skip
-    woven = Woven(
-        Pictures(torch.tensor([0.0, 6.5]), 1, 2), Sound(sound), weave_merged(pictures, sound)
-    )
-    assert woven.order().tolist() == [0, 1, *range(4, 11), 2, 3, 11]
+    assert order_of(weave_merged(pictures, sound)).tolist() == [
+        0,
+        1,
+        2 + 2,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        2,
+        3,
+        11,
+    ]

@@ -12,12 +12,17 @@ from tokpipe.export._models.rope import (
     Pictures,
     Sound,
     Text,
-    Woven,
     mrope_position_delta,
     mrope_positions,
     time_ticks,
 )
-from tokpipe.export._models.weave import released_chunks, weave_chunks, weave_merged
+from tokpipe.export._models.weave import (
+    order_of,
+    released_chunks,
+    weave_chunks,
+    weave_merged,
+    woven,
+)
 from tokpipe.testing.golden import Adapter, Case, assert_index, assert_values
 
 #: Ids of the cases, positions a second and chunk (2 s) of Qwen2.5-Omni.
@@ -59,13 +64,13 @@ def tmrope(case: Case) -> None:
     before = int(torch.nonzero(ids == _OPEN)[0]) - 1
     after = len(ids) - before - len(pictures) - len(sound) - 4
     mark = Text(2, shared=not newer)
-    woven = Woven(pictures, sound, pieces)
-    found = mrope_positions([Text(before), mark, woven, mark, Text(after)])
+    laid_out = woven(pictures, sound, pieces)
+    found = mrope_positions([Text(before), mark, laid_out, mark, Text(after)])
     assert found.dtype == (torch.float32 if newer else torch.int64)
     assert_values(found, case("position_ids"), atol=0, rtol=0)
     assert mrope_position_delta(found) == case.value("delta")
-    laid = torch.where(woven.order() < len(pictures), _VIDEO, _AUDIO)
-    assert_index(laid, ids[before + 2 : before + 2 + len(woven)])
+    laid = torch.where(order_of(pieces) < len(pictures), _VIDEO, _AUDIO)
+    assert_index(laid, ids[before + 2 : before + 2 + len(laid)])
 
 
 def chunk_quirk(case: Case) -> None:

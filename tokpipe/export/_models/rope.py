@@ -96,33 +96,23 @@ class Sound:
 
 @dataclass(frozen=True, slots=True)
 class Woven:
-    """Pictures and the sound beneath them, in turns.
+    """Pictures and the sound beneath them, in turns; see ``tokpipe.export._models.weave``.
 
     Attributes:
-        pictures: The pictures.
-        sound: The sound; its ticks count from the same start.
-        pieces: (is sound, first, end) of every turn; see ``tokpipe.export._models.weave``.
+        laid: [3, N] from 0 on, in the order of the prompt.
+        last: Tokens of the last turn.
     """
 
-    pictures: Pictures
-    sound: Sound
-    pieces: tuple[tuple[bool, int, int], ...]
+    laid: Tensor
+    last: int
 
     def __len__(self) -> int:
         """Tokens."""
-        return len(self.pictures) + len(self.sound)
-
-    def order(self) -> Tensor:
-        """int64 [N]: numbers of the tokens as they follow, pictures first, then sound."""
-        shift = len(self.pictures)
-        return torch.cat(
-            [torch.arange(first, end) + shift * heard for heard, first, end in self.pieces]
-        )
+        return self.laid.shape[1]
 
     def places(self) -> Tensor:
-        """[3, N] in that order."""
-        both = self.pictures.places(), self.sound.places()
-        return torch.cat([both[heard][:, first:end] for heard, first, end in self.pieces], 1)
+        """[3, N] from 0 on."""
+        return self.laid
 
 
 Span = Text | Pictures | Sound | Woven
@@ -172,8 +162,7 @@ def _length(span: Span, places: Tensor, version: Version) -> Tensor:
         return torch.tensor(max(span.rows, span.columns))
     if isinstance(span, Woven):
         # The models go on from the last turn, which need not hold the largest position.
-        _, first, end = span.pieces[-1]
-        places = places[:, first - end :]
+        places = places[:, -span.last :]
     return places.max() + 1
 
 

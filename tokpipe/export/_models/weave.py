@@ -14,6 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tokpipe.export._models.rope import Pictures, Sound, Woven
+
+#: (is sound, first, end) of every turn, none empty.
 Pieces = tuple[tuple[bool, int, int], ...]
 _Slices = list[tuple[int, int]]
 
@@ -32,7 +35,7 @@ def weave_chunks(
             a picture from the others.
 
     Returns:
-        (is sound, first, end) of every turn, none empty.
+        The turns.
     """
     cut: Callable[[Tensor, int], _Slices] = released_chunks if compatible else _true_chunks
     both = cut(pictures, chunk), cut(sound, chunk)
@@ -56,6 +59,19 @@ def weave_merged(pictures: Tensor, sound: Tensor) -> Pieces:
         made.append((which, done[which], done[which] + end - first))
         done[which] += end - first
     return tuple(made)
+
+
+def woven(pictures: Pictures, sound: Sound, pieces: Pieces) -> Woven:
+    """Both in turns; their ticks count from the same start."""
+    both = pictures.places(), sound.places()
+    laid = torch.cat([both[heard][:, first:end] for heard, first, end in pieces], 1)
+    return Woven(laid, pieces[-1][2] - pieces[-1][1])
+
+
+def order_of(pieces: Pieces) -> Tensor:
+    """int64 [N]: which token follows which, pictures numbered first, then sound."""
+    shift = max((end for heard, _, end in pieces if not heard), default=0)
+    return torch.cat([torch.arange(first, end) + shift * heard for heard, first, end in pieces])
 
 
 def released_chunks(ticks: Tensor, chunk: int) -> _Slices:
