@@ -227,7 +227,7 @@ class Family:
         return "\n".join([*markers, text])
 
     def places(self, prompt: Prompt) -> Tensor:
-        """Positions int64 [axes, S] of the whole prompt."""
+        """Positions [axes, S] of the whole prompt: int64, or float32 where they are no whole numbers."""
         return torch.arange(len(prompt))[None].expand(self.axes, -1)
 
     def compact(self, prompt: Prompt) -> Tensor:
