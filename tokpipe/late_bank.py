@@ -127,6 +127,7 @@ def describe_tower(stream: str, late: Chain, features: Any) -> dict[str, Any]:
         places = features.places
         entry |= {
             "grid": [*places.grid], "tokens_per_picture": len(places),
+            "picture": [*features.size],
             "context": features.running.context, "kept_cosine": features.cosine,
         }  # fmt: skip
     else:

@@ -130,6 +130,7 @@ class PictureFeatures(_Features):
         pictures: Gives pictures uint8 [H, W, 3] by rising numbers.
 
     Attributes:
+        size: As given.
         places: Where the tokens of a picture lie.
         encoded: Pictures that went through the tower in this run.
         cosine: Mean cosine of ``kept`` to ``frame`` rows, None where nothing was compared.
@@ -140,7 +141,7 @@ class PictureFeatures(_Features):
         running: Running, columns: Iterable[str] = (),
     ) -> None:  # fmt: skip
         super().__init__(operator, store, running, columns)
-        self.pictures = pictures
+        self.size, self.pictures = size, pictures
         #: Told the number of each picture that was encoded.
         self.report: Callable[[int], None] | None = None
         self.places: Places = operator.places(*size)

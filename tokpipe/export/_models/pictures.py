@@ -16,18 +16,19 @@ def pictures(media: Media) -> tuple[list[Tensor], bool]:
         dropped, and True. Where rows are no cells of a grid: int64 [n] in their order, and False.
     """
     if media.grid is None or not media.placed or bool((media.tile > 0).any()):
-        return _in_order(media), False
+        return in_order(media), False
     high, wide = media.grid
     y, x = media.cell[:, 1], media.cell[:, 2]
     inside = (y >= 0) & (x >= 0) & (y < high) & (x < wide)
     if not bool(inside.all()):
-        return _in_order(media), False
+        return in_order(media), False
     cells = torch.full((len(media.times), high * wide), -1, dtype=torch.int64)
     cells[media.step, y * wide + x] = torch.arange(len(media))
     return list(cells), True
 
 
-def _in_order(media: Media) -> list[Tensor]:
+def in_order(media: Media) -> list[Tensor]:
+    """Rows of each picture as they come."""
     counts = torch.bincount(media.step, minlength=len(media.times)).tolist()
     return list(torch.split(torch.arange(len(media)), counts))
 
@@ -56,3 +57,29 @@ def filled(media: Media, step: int, places: Tensor) -> Tensor | None:
 
 def _key(places: Tensor, side: int) -> Tensor:
     return (places[:, 0] * side + places[:, 1]) * side + places[:, 2]
+
+
+def tiles_of(media: Media) -> tuple[list[list[Tensor]], bool]:
+    """Rows of each picture by tile, crops first and the whole picture last.
+
+    With them, whether dropped cells are among the rows, as ``pictures`` says it.
+
+    Where it is known how many crops there are (``tokens_per_picture`` of the record), each tile has
+    all of its cells, -1 where one was dropped; else those rows alone.
+    """
+    grid = media.grid or (0, 0)
+    many = int(media.about.get("tokens_per_picture", 0))
+    cells = grid[0] * grid[1]
+    y, x, tile = media.cell[:, 1], media.cell[:, 2], media.tile
+    known = cells > 0 and media.placed and many >= cells and many % cells == 0
+    if known and bool(((y >= 0) & (x >= 0) & (y < grid[0]) & (x < grid[1])).all()):
+        count = many // cells
+        if bool((tile < count).all()):
+            rows = torch.full((len(media.times), count, cells), -1, dtype=torch.int64)
+            rows[media.step, (tile - 1) % count, y * grid[1] + x] = torch.arange(len(media))
+            return [list(picture) for picture in rows], True
+    made = []
+    for mine in in_order(media):
+        order = [*sorted(t for t in torch.unique(tile[mine]).tolist() if t), 0]
+        made.append([mine[tile[mine] == t] for t in order])
+    return made, False
