@@ -38,9 +38,7 @@ def _rows(rng: np.random.Generator, at: Array, width: int, dtype: str, *, video:
 def stored(wide: Array, dtype: str) -> Array:
     """Float32 as the writer takes it for a safetensors dtype: bit patterns for BF16."""
     if dtype == "BF16":
-        return np.ascontiguousarray(wide, np.float32).view(np.uint32).astype(np.uint64).__rshift__(
-            16
-        ).astype(np.uint16)
+        return (np.ascontiguousarray(wide, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return wide.astype(np.float16 if dtype == "F16" else np.float32)
 
 
@@ -58,9 +56,12 @@ def _about(domain: str, counts: dict[str, int], name: str) -> dict[str, object]:
 
 def write_feature(
     path: Path, dtype: str = "F16", *, seed: int = 0, video: int = 10, audio: int = 6,
-    width: int = 8, deepstack: bool = True, extra: bool = True,
+    width: int = 8, deepstack: bool = True, extra: bool = True, tokens: Array | None = None,
 ) -> Path:  # fmt: skip
-    """A feature cache: deepstack, members, segments and transcript unless ``extra`` is off."""
+    """A feature cache: deepstack, members, segments and transcript unless ``extra`` is off.
+
+    ``tokens`` are the video's features, in the dtype the writer takes.
+    """
     rng = np.random.default_rng(seed)
     counts = {"video": video} | ({"audio": audio} if audio else {})
     with CacheWriter(path, dtype=dtype, durability="fast") as writer:
@@ -73,6 +74,8 @@ def write_feature(
             if deepstack and stream == "video":
                 wide = rng.standard_normal((n, width)).astype(np.float32)
                 rows["deepstack_1"] = stored(wide, dtype)
+            if tokens is not None and stream == "video":
+                rows["tokens"] = tokens
             if extra:
                 rows["members"] = np.arange(2 * n) + 5
                 rows["members_offsets"] = np.arange(0, 2 * n + 1, 2)
@@ -129,3 +132,8 @@ def same(found: Any, wanted: Array, name: str, form: str = "auto") -> None:
         wanted = wanted.astype(form)
     assert array.dtype == wanted.dtype, name
     assert array.tobytes() == wanted.tobytes(), name
+
+
+def number(name: str, choice: str) -> str:
+    """Dtype in numpy that a tensor must come back in; ``auto`` for no change."""
+    return "auto" if choice in ("auto", "keep") or not is_feature(name) else choice

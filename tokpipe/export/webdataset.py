@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = """\
 import glob, webdataset as wds
-data = wds.WebDataset(sorted(glob.glob("{target}/*.tar")), shardshuffle=False).decode()
+data = wds.WebDataset(sorted(glob.glob("FOLDER/*.tar")), shardshuffle=False).decode()
 for sample in data:
     tokens, at = sample["{stream}.tokens.npy"], sample["{stream}.at.npy"]"""
 
@@ -51,7 +51,7 @@ class WebDataset:
     extra: ClassVar[str] = ""
     whole: ClassVar[bool] = True
     suffix: ClassVar[str] = ""
-    model: ClassVar[str] = "no"
+    model_use: ClassVar[str] = "no"
     accepts: ClassVar[str] = "any cache; every tensor is a member its default decoders read"
     loses: ClassVar[str] = "time slices of one file; bfloat16 unless dtype=keep"
     python: ClassVar[str] = ""
@@ -86,7 +86,7 @@ class WebDataset:
         return Written(
             tokens=sum(found.tokens.values()),
             items={"samples": len(found.paths), "shards": len(names)},
-            notes=tuple(notes), example=_EXAMPLE.format(target=target.name, stream=stream),
+            notes=tuple(notes), example=_EXAMPLE.format(stream=stream),
         )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 #: ``auto``: F16 and F32 as they are, BF16 as float32, all exact. ``keep``: BF16 stays BF16.
 DType = Literal["auto", "float16", "float32", "keep"]
+#: The same where numbers of numpy or Arrow are written, which have no bfloat16.
+NumpyDType = Literal["auto", "float16", "float32"]
 
 #: Bytes of a block when a tensor is walked.
 _BLOCK_BYTES = 1 << 22
@@ -146,9 +148,11 @@ def plain_columns(cache: TokenCache, choice: DType = "auto") -> dict[str, Plain]
     return out
 
 
-def stored_dtypes(cache: TokenCache) -> set[str]:
-    """Safetensors dtypes of the features of a cache."""
-    return {cache.tensor_info(name).dtype for name in cache.names if is_feature(name)}
+def dtype_notes(cache: TokenCache, choice: DType) -> tuple[str, ...]:
+    """What the change of dtype means for one cache, a sentence each."""
+    stored = {cache.tensor_info(name).dtype for name in cache.names if is_feature(name)}
+    notes = [dtype_note([kind], form_of([kind], choice)) for kind in sorted(stored)]
+    return tuple(note for note in notes if note)
 
 
 def metadata_text(cache: TokenCache) -> dict[str, str]:
