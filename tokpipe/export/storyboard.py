@@ -55,7 +55,7 @@ class Storyboard:
         quality: Of jpeg and webp.
         detail: What OpenAI's models look at: low (512 pixels), high or auto.
         frames_layout: interleaved: each picture after its time; listed: all times first.
-        repeats: Also pictures that look like the one before (no cell differs by 3 grey levels).
+        repeats: Also pictures that look like the one before (no cell differs by 5 grey levels).
     """
 
     api: Api = "all"

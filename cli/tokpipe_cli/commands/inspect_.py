@@ -101,25 +101,21 @@ def _frames(cache: TokenCache, at: float | None, stop: float | None) -> list[dic
 
 def _write_frames(cache: TokenCache, folder: Path, at: float | None, stop: float | None) -> int:
     """Write every rebuilt picture as PNG; returns how many."""
-    from PIL import Image
+    from tokpipe.export._storyboard.pictures import MANIFEST, Look, cells_of, picture_name
 
+    look = Look("png")
     pictures = iter(cache.frames())
     # A cache without pictures says so before anything is made.
     first = next(pictures, None)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as manifest:
         for frame in chain([] if first is None else [first], pictures):
             if (at is not None and frame.pts < at) or (stop is not None and frame.pts >= stop):
                 continue
-            # Ten microseconds tell any two frames apart and keep the names in order of time.
-            name = f"{count:06}_{frame.pts:012.5f}.png"
-            Image.fromarray(frame.pixels).save(folder / name, compress_level=3)
-            mask = frame.mask
-            line = {
-                "pts": frame.pts, "file": name, "cells": int(mask.size),
-                "own": int((mask == 3).sum()), "unknown": int((mask == 0).sum()),
-            }  # fmt: skip
+            name = f"{count:06}_{picture_name(frame.pts, '.png')}"
+            (folder / name).write_bytes(look.encode(frame.pixels))
+            line = {"pts": frame.pts, "file": name, **cells_of(frame.mask)}
             manifest.write(json.dumps(line) + "\n")
             count += 1
     return count

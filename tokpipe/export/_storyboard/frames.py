@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
     from tokpipe.spec import MediaInfo
 
-#: Grey levels (RMS over a cell) below which a change is not seen: that of the descriptors' luma.
-_UNSEEN = 3.0
+#: Grey levels (RMS over a cell) below which a change is not seen. The same cell stored at two grids
+#: differs by up to 4 where nothing changed, a line of text by 20 and more.
+_UNSEEN = 5.0
 
 
 @dataclass(frozen=True, slots=True)

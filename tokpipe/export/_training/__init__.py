@@ -1,0 +1,1 @@
+"""What rows of training sets are made of."""
