@@ -267,7 +267,8 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> dict[str, An
     """
     pa = need_pyarrow()
     try:
-        table = pa.parquet.read_table(path, columns=columns, partitioning=None)
+        with pa.parquet.ParquetFile(path) as file:
+            table = file.read(columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         raise CacheCorrupt(
             f"the index part `{path.name}` cannot be read: {error}", where=str(path),

@@ -1,0 +1,273 @@
+"""Items of a dataset as torch tensors: what map-style and iterable reading have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from tokpipe.cache._item import (
+    Bytes,
+    Files,
+    Place,
+    RawStream,
+    Want,
+    fill,
+    first_problem,
+    parse,
+    read_rows,
+    size_of,
+)
+from tokpipe.cache.dataset import CacheDataset
+from tokpipe.cache.format import STREAMS
+from tokpipe.cache.verify import verify
+from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, TokpipeError
+
+Verify = Literal["open", "first-touch"]
+OnError = Literal["raise", "skip"]
+#: Items of one read begin at a multiple of this many bytes, so that every column is aligned.
+_ALIGN = 64
+
+
+def shared_number() -> Tensor:
+    """int64 [1], zero, that a loader's workers see as their parent does."""
+    made: Tensor = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+    return made
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Rows of one stream, in order of time.
+
+    Attributes:
+        tokens: [N, D] features in the stored dtype, or the one asked for.
+        columns: The other columns by name, [N, ...] each.
+    """
+
+    tokens: Tensor
+    columns: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.tokens)
+
+    @property
+    def at(self) -> Tensor:
+        """float64 [N] seconds."""
+        return self.columns["at"]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One item.
+
+    Attributes:
+        key: Its name.
+        index: Its number in the dataset.
+        streams: ``video`` and ``audio`` as far as the item has them.
+    """
+
+    key: str
+    index: int
+    streams: dict[str, Tokens]
+
+    def __getitem__(self, stream: str) -> Tokens:
+        """The rows of one stream."""
+        return self.streams[stream]
+
+    @property
+    def tokens(self) -> Tensor:
+        """[N, D] features of the only stream.
+
+        Raises:
+            CacheError: The item has several streams.
+        """
+        if len(self.streams) != 1:
+            raise CacheError(f"item `{self.key}` has {len(self.streams)} streams",
+                             code="dataset.stream", hint="name one: sample['video']")  # fmt: skip
+        return next(iter(self.streams.values())).tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """How items are read.
+
+    Attributes:
+        data: The dataset.
+        want: Streams, columns and rows.
+        dtype: Of features, None as they are stored.
+        verify: ``open`` checks what is cheap at every read; ``first-touch`` once an item and
+            process also every digest.
+        on_error: ``raise``, or ``skip`` what cannot be read and count it.
+        transform: Called with each sample; what it returns is given.
+        skipped: int64 [1] items that were skipped, in memory that workers share.
+    """
+
+    data: CacheDataset
+    want: Want
+    dtype: torch.dtype | None = None
+    verify: Verify = "open"
+    on_error: OnError = "raise"
+    transform: Callable[[Sample], Any] | None = None
+    skipped: Tensor = field(default_factory=shared_number)
+    _files: Files = field(default_factory=Files)
+    _touched: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Check the choices.
+
+        Raises:
+            BudgetError: The budget is below 1.
+            CacheError: No such stream, column or choice.
+        """
+        want = self.want
+        if want.budget is not None and want.budget < 1:
+            raise BudgetError(f"the budget must be at least 1, got {want.budget}")
+        if odd := [s for s in want.streams if s not in STREAMS] or not want.streams:
+            raise CacheError(f"unknown streams {odd}", hint="video, audio", code="dataset.stream")
+        if (column := first_problem(want.columns)) is not None:
+            raise CacheError(f"rows have no column `{column}`", code="dataset.column",
+                             hint="see the table of docs/format.md")  # fmt: skip
+        if self.verify not in ("open", "first-touch") or self.on_error not in ("raise", "skip"):
+            raise CacheError(f"unknown choice {self.verify!r} or {self.on_error!r}",
+                             code="dataset.choice")  # fmt: skip
+        if self.data.info.domains == ["signal"]:
+            # Descriptors are a small part of such files; pictures and sound are most of them.
+            self.want = replace(want, whole=False)
+
+    def many(self, items: Sequence[int]) -> list[Any]:
+        """Read several items into one buffer; the place of a skipped one holds None."""
+        if self.want.chosen or not self.want.whole or len(items) == 1:
+            return [self.one(item) for item in items]
+        starts, sizes, total = [], [], 0
+        for item in items:
+            try:
+                size = size_of(self._files, self.data.place(item))
+            except TokpipeError:
+                size = 0  # reading it says why
+            starts.append(total)
+            sizes.append(size)
+            total += size + -size % _ALIGN
+        whole = new_tensor((total,), torch.uint8)
+        return [
+            self.one(item, None, whole[a : a + n])
+            for item, a, n in zip(items, starts, sizes, strict=True)
+        ]
+
+    def one(self, item: int, want: Want | None = None, buffer: Tensor | None = None) -> Any:
+        """Read one item.
+
+        Raises:
+            TokpipeError: It cannot be read; key and file are named. With ``skip`` None is given.
+        """
+        place, key = self.data.place(item), self.data.key(item)
+        try:
+            streams = self._read(item, place, want or self.want, buffer)
+        except TokpipeError as error:
+            if self.on_error == "skip":
+                self.skipped += 1
+                return None
+            raise type(error)(f"item `{key}` cannot be read: {error.message}", where=place.path,
+                              hint=error.hint or "tokpipe dataset verify names all such items",
+                              code=error.code) from error  # fmt: skip
+        sample = Sample(key, item, streams)
+        return sample if self.transform is None else self.transform(sample)
+
+    def _read(
+        self, item: int, place: Place, want: Want, buffer: Tensor | None
+    ) -> dict[str, Tokens]:
+        if self.verify == "first-touch" and item not in self._touched:
+            window = None if place.size < 0 else (place.offset, place.size)
+            for problem in verify(place.path, True, window, False).problems:
+                raise CacheCorrupt(problem.message, code=f"cache.{problem.code}")
+            self._touched.add(item)
+        if want.whole and not want.chosen:
+            return self._whole(place, want, buffer)
+        if want.whole and want.start is None and want.stop is None and self._most(item, want):
+            wide = replace(want, columns=tuple(dict.fromkeys((*want.columns, "rank"))))
+            made = self._whole(place, replace(wide, budget=None), buffer)
+            return {s: _first(t, want) for s, t in made.items()}
+        raw = read_rows(place, want)
+        return {s: self._tokens(r, _copied) for s, r in raw.items()}
+
+    def _most(self, item: int, want: Want) -> bool:
+        """At least half of an item's rows are within the budget."""
+        rows = sum(int(self.data.rows(s)[item]) for s in STREAMS)
+        return want.budget is not None and 2 * want.budget >= rows
+
+    def _whole(self, place: Place, want: Want, buffer: Tensor | None) -> dict[str, Tokens]:
+        held = buffer
+        if held is None or not len(held):
+            held = new_tensor((size_of(self._files, place),), torch.uint8)
+        flat: Bytes = held.numpy()
+        fill(self._files, place, flat)
+        base, kept = flat.__array_interface__["data"][0], held
+
+        def tensor(array: Any) -> Tensor:
+            kind = _TORCH[array.dtype.str[1:]]
+            start = array.__array_interface__["data"][0] - base
+            if (kept.storage_offset() + start) % array.itemsize:
+                return _copied(array)
+            return kept[start : start + array.nbytes].view(kind).view(array.shape)
+
+        return {s: self._tokens(r, tensor) for s, r in parse(flat, want).items()}
+
+    def _tokens(self, raw: RawStream, tensor: Callable[[Any], Tensor]) -> Tokens:
+        made = {
+            name: self._cast(tensor(array), raw.dtype)
+            if name == "tokens" or name.startswith("deepstack_") else tensor(array)
+            for name, array in raw.columns.items()
+        }  # fmt: skip
+        return Tokens(made.pop("tokens"), made)
+
+    def _cast(self, features: Tensor, dtype: str) -> Tensor:
+        found = features.view(torch.bfloat16) if dtype == "BF16" else features
+        return found if self.dtype is None else found.to(self.dtype)
+
+
+_TORCH = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i4": torch.int32,
+          "i8": torch.int64, "u1": torch.uint8, "u2": torch.int16}  # fmt: skip
+
+
+def _copied(array: Any) -> Tensor:
+    held = np.array(array)
+    return torch.from_numpy(held.view(np.int16) if held.dtype == np.uint16 else held)
+
+
+def _first(found: Tokens, want: Want) -> Tokens:
+    keep = found.columns["rank"] < (want.budget or 0)
+    columns = {n: c[keep] for n, c in found.columns.items() if n in want.columns}
+    return Tokens(found.tokens[keep], columns)
+
+
+def new_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a loader's worker in memory that its parent can take over as it is."""
+    if get_worker_info() is None:
+        return torch.empty(tuple(shape), dtype=dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    item = torch.empty((), dtype=dtype).element_size()
+    storage = torch.UntypedStorage._new_shared(max(1, count) * item)  # type: ignore[no-untyped-call]
+    made: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+    return made
+
+
+def reading_from(
+    data: CacheDataset,
+    *,
+    streams: Sequence[str] | None = None,
+    columns: Sequence[str] = ("at",),
+    start: float | None = None,
+    stop: float | None = None,
+    budget: int | None = None,
+    **more: Any,
+) -> Reading:
+    """How items are read, from the options users give; see :class:`Reading` and :class:`Want`."""
+    wanted = STREAMS if streams is None else ((streams,) if isinstance(streams, str) else streams)
+    want = Want(streams=tuple(wanted), columns=tuple(columns), start=start, stop=stop,
+                budget=budget)  # fmt: skip
+    return Reading(data=data, want=want, **more)
