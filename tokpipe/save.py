@@ -66,9 +66,6 @@ def save_cache(
         recipe: What was done to the tokens, for the record.
         force: Replace a cache that is there.
 
-    Returns:
-        The path.
-
     Raises:
         CacheError: A column breaks the format, features are not finite, or there are none.
         RecipeError: The facts on the encoder do not fit the tokens.

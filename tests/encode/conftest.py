@@ -108,6 +108,53 @@ def _llava_onevision(tf: Any) -> tuple[Any, list[Any]]:
     return tf.LlavaOnevisionForConditionalGeneration(config), processors
 
 
+def _llava_next_video(tf: Any) -> tuple[Any, list[Any]]:
+    config = tf.LlavaNextVideoConfig(
+        vision_config=_clip(tf), text_config=tf.LlamaConfig(**_TEXT), image_token_index=1,
+        video_token_index=2, image_grid_pinpoints=PINS,
+    )  # fmt: skip
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processors = [
+        tf.LlavaNextImageProcessor(**size, image_grid_pinpoints=PINS),
+        tf.LlavaNextVideoVideoProcessor(**size),
+    ]
+    return tf.LlavaNextVideoForConditionalGeneration(config), processors
+
+
+def _video_llava(tf: Any) -> tuple[Any, list[Any]]:
+    config = tf.VideoLlavaConfig(
+        vision_config=_clip(tf), text_config=tf.LlamaConfig(**_TEXT), image_token_index=1,
+        video_token_index=2,
+    )  # fmt: skip
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processors = [tf.VideoLlavaImageProcessor(**size), tf.VideoLlavaVideoProcessor(**size)]
+    return tf.VideoLlavaForConditionalGeneration(config), processors
+
+
+def _siglip(tf: Any) -> Any:
+    return tf.SiglipVisionConfig(**_VISION, image_size=32, patch_size=4, vision_use_head=False)
+
+
+def _paligemma(tf: Any) -> tuple[Any, list[Any]]:
+    text = {**_TEXT, "head_dim": 12}
+    config = tf.PaliGemmaConfig(
+        vision_config=_siglip(tf), text_config=tf.GemmaConfig(**text), image_token_index=1,
+        projection_dim=TEXT, hidden_size=TEXT, vocab_size=64,
+    )  # fmt: skip
+    how = {"size": {"height": 32, "width": 32}}
+    return tf.PaliGemmaForConditionalGeneration(config), [tf.SiglipImageProcessor(**how)]
+
+
+def _gemma3(tf: Any) -> tuple[Any, list[Any]]:
+    text = {**_TEXT, "head_dim": 12, "num_hidden_layers": 2, "sliding_window": 8}
+    config = tf.Gemma3Config(
+        vision_config=_siglip(tf), text_config=tf.Gemma3TextConfig(**text), image_token_index=1,
+        boi_token_index=3, eoi_token_index=4, mm_tokens_per_image=16,
+    )  # fmt: skip
+    how = {"size": {"height": 32, "width": 32}}
+    return tf.Gemma3ForConditionalGeneration(config), [tf.Gemma3ImageProcessor(**how)]
+
+
 def _internvl(tf: Any) -> tuple[Any, list[Any]]:
     vision = tf.InternVLVisionConfig(**_VISION, image_size=32, patch_size=4)
     config = tf.InternVLConfig(
@@ -153,6 +200,10 @@ MAKERS: dict[str, tuple[Callable[[Any], tuple[Any, list[Any]]], str]] = {
     "llava": (_llava, "crop"),
     "llava_next": (_llava_next, "squash"),
     "llava_onevision": (_llava_onevision, "squash"),
+    "llava_next_video": (_llava_next_video, "crop"),
+    "video_llava": (_video_llava, "crop"),
+    "paligemma": (_paligemma, "squash"),
+    "gemma3": (_gemma3, "squash"),
     "internvl": (_internvl, "squash"),
     "smolvlm": (_smolvlm, "squash"),
     "idefics3": (_idefics3, "squash"),

@@ -1,7 +1,8 @@
 """Vision towers and the vision front ends of multimodal models, through transformers.
 
-Source: transformers (Hugging Face), >= 5.18. CLIP, SigLIP, SigLIP2, DINOv2, DINOv3; LLaVA, Qwen-VL,
-InternVL, SmolVLM and VideoLLaMA3 without their language models.
+Source: transformers (Hugging Face), >= 5.18. CLIP, SigLIP, SigLIP2, DINOv2, DINOv3; LLaVA,
+Video-LLaVA, Qwen-VL, InternVL, SmolVLM, VideoLLaMA3, PaliGemma and Gemma 3 without their language
+models.
 
 The kind of model is read from its ``config.json``; no code of a model repository is ever run.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _PLAIN = "tokpipe.encode._hf.plain:PlainFamily"
 _QWEN = "tokpipe.encode._hf.qwen:"
 _LLAVA = "tokpipe.encode._hf.llava:"
+_GEMMA = "tokpipe.encode._hf.gemma:"
 #: Where the family of a ``model_type`` lives, ``module:Class``.
 FAMILIES = {
     "clip": _PLAIN,
@@ -46,13 +48,21 @@ FAMILIES = {
     "llava": _LLAVA + "LlavaFamily",
     "llava_next": _LLAVA + "LlavaNextFamily",
     "llava_onevision": _LLAVA + "LlavaOnevisionFamily",
+    "llava_next_video": "tokpipe.encode._hf.llava_video:LlavaNextVideoFamily",
+    "video_llava": "tokpipe.encode._hf.llava_video:VideoLlavaFamily",
+    "paligemma": _GEMMA + "PaliGemmaFamily",
+    "gemma3": _GEMMA + "Gemma3Family",
     "internvl": "tokpipe.encode._hf.intern:InternVlFamily",
     "smolvlm": "tokpipe.encode._hf.smolvlm:SmolVlmFamily",
     "idefics3": "tokpipe.encode._hf.smolvlm:SmolVlmFamily",
 }
-#: Kinds of model that take an image otherwise than a frame: in crops, or (VideoLLaMA3) unmerged.
+#: Kinds of model that take an image otherwise than a frame: in crops, unmerged (VideoLLaMA3), or
+#: through another tower (Video-LLaVA).
 TILED = frozenset(
-    {"llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3", "video_llama_3"}
+    {
+        *("llava_next", "llava_next_video", "llava_onevision", "internvl", "smolvlm", "idefics3"),
+        *("video_llama_3", "video_llava"),
+    }
 )
 
 
@@ -77,8 +87,9 @@ class HfVision:
         fit: How a picture enters a tower of fixed size: padded, squashed, or its centre. Towers
             with variable grids ignore it.
         tiles: Pictures enter as images do, whole and in crops by the model's own rule (LLaVA-NeXT,
-            LLaVA-OneVision, InternVL, SmolVLM, Idefics3) or with a token for every patch
-            (VideoLLaMA3), not as frames of a video, once.
+            LLaVA-NeXT-Video, LLaVA-OneVision, InternVL, SmolVLM, Idefics3), with a token for every
+            patch (VideoLLaMA3) or through the tower of images (Video-LLaVA), not as frames of a
+            video, once.
         min_pixels: Smallest area of a variable grid in pixels; 0 for the processor's own bound.
         max_pixels: Largest area of a variable grid in pixels; 0 for the processor's own bound.
         inside: A rule that merges tokens between attention and MLP of the tower's blocks, as one

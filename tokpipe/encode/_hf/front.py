@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.encode._hf.front_tower import FrontTower
+from tokpipe.encode._hf.head import Head, Pool, halved
 from tokpipe.encode._hf.live import part_with
 from tokpipe.encode._hf.load import config_source, front_end, library, placed, read_processor
 from tokpipe.encode._hf.pixels import frame_for
 from tokpipe.encode._hf.steps import prefix_of, steps_of
-from tokpipe.encode._hf.views import Layout, Look, View, look_of, raster, spans
+from tokpipe.encode._hf.views import Layout, Look, View, look_of, raster, spans, with_class
 from tokpipe.encode._hf.vit import Depth
 from tokpipe.encode._tower import Outline, Places
 from tokpipe.encode._weights import digest_of
@@ -49,7 +50,7 @@ class FrontFamily:
     projector: ClassVar[str] = "multi_modal_projector"
     #: Whose processor says how a frame looks.
     kind: ClassVar[Literal["image", "video"]] = "image"
-    #: Tokens are pooled 2 x 2 after the projector.
+    #: Tokens are pooled, see ``_pool``.
     pools: ClassVar[bool] = False
     #: Prepared crops carry the picture's size, as the packing depends on it.
     stamps: ClassVar[bool] = False
@@ -95,6 +96,26 @@ class FrontFamily:
         made: nn.Module = getattr(model, self.projector)
         return made
 
+    def _kernel(self) -> int:
+        """Patches on a side of a window that is pooled; 0: the grid is interpolated to a half."""
+        return 0
+
+    def _pool(self, model: Any) -> Pool:
+        """How ``model`` pools the rows of a tile; windows or a half as ``_kernel`` says."""
+        return halved(self.grid)
+
+    def _classes(self) -> int:
+        """Class tokens that are tokens of a picture, before its patches."""
+        return 0
+
+    def _dim(self) -> int:
+        """Width after the projector."""
+        return int(self.config.text_config.hidden_size)
+
+    def _dropped(self) -> tuple[str, ...]:
+        """Parts of the model that are not needed."""
+        return (self.language,)
+
     def _facts(self) -> Mapping[str, Any]:
         """More for the outline."""
         return {}
@@ -125,7 +146,9 @@ class FrontFamily:
     @property
     def tokens(self) -> int:
         """Tokens on a side of a tile."""
-        return math.ceil(self.grid / 2) if self.pooling else self.grid // self.merge
+        if not self.pooling:
+            return self.grid // self.merge
+        return self.grid // self._kernel() if self._kernel() else math.ceil(self.grid / 2)
 
     @property
     def look(self) -> Look:
@@ -151,15 +174,20 @@ class FrontFamily:
         about = {
             "stage": self.settings.stage, "patch": self.patch, "merge": self.merge,
             "temporal_patch": 1, "image_size": self.side, **self.depth.about(), "layer": select,
-            "final_norm": self.normed, "class_token": "dropped" if self.prefix else "none",
+            "final_norm": self.normed, "class_token": self._class_token(),
             "rope": "1-D", "tiles": self.tiled,
             "fit": "the model's own, for images" if self.tiled else self.settings.fit,
             "target": self.settings.model, **self.look.about(), **self._facts(),
         }  # fmt: skip
         return Outline(
-            dim=int(self.config.text_config.hidden_size) if self.post else width,
+            dim=self._dim() if self.post else width,
             extras=self._columns(), sparse=not self.tiled, about=about,
         )  # fmt: skip
+
+    def _class_token(self) -> str:
+        if self._classes():
+            return "first of each picture's tokens, at cell -1"
+        return "dropped" if self.prefix else "none"
 
     def places(self, height: int, width: int) -> Places:
         """See ``Family``."""
@@ -183,7 +211,7 @@ class FrontFamily:
         """See ``Family``."""
         outline = self.outline()
         made = front_end(
-            getattr(library(), self.model), self.config, self.settings, drop=(self.language,)
+            getattr(library(), self.model), self.config, self.settings, drop=self._dropped()
         )
         weights = digest_of(made)  # as ``digest`` says of a whole model
         made = placed(made, device, dtype)
@@ -191,10 +219,16 @@ class FrontFamily:
         return FrontTower(
             outline=outline, weights=weights, layout=self.layout, look=self.look,
             post=self.post,
-            steps=steps_of(tower, self.states, self.depth, normed=self.normed, compiled=compile),
-            project=self._project(made), members=self._members().to(device),
-            side=self.grid if self.pooling else 0, newline=getattr(made, "image_newline", None),
-            dtype=dtype, stamp=self.tiled and self.stamps,
+            steps=steps_of(
+                tower, self.states, self.depth, normed=self.normed, compiled=compile,
+                classes=self._classes(),
+            ),
+            head=Head(
+                project=self._project(made), pool=self._pool(made) if self.pooling else None
+            ),
+            members=self._members().to(device), classes=self._classes(),
+            newline=getattr(made, "image_newline", None), dtype=dtype,
+            stamp=self.tiled and self.stamps,
         )  # fmt: skip
 
     def _states(self) -> tuple[tuple[int, ...], bool]:
@@ -254,6 +288,8 @@ class FrontFamily:
 
     def _members(self) -> Tensor:
         """int64 [m, s^2] as pixel shuffle takes them: groups and patches of one in raster order."""
+        if self._classes():
+            return torch.arange(self._classes() + self.grid**2)[:, None]
         patch = torch.arange(self.grid**2).reshape(self.grid, self.grid)
         high = patch.unfold(0, self.merge, self.merge).unfold(1, self.merge, self.merge)
         return high.reshape(-1, self.merge**2)
@@ -269,9 +305,12 @@ class FrontFamily:
             before=self._before(height, width) if fit == "squash" else (),
         )  # fmt: skip
         size = self.grid * self.patch / self.tokens
+        if self.pooling and self._kernel():
+            size = float(self._kernel() * self.patch)
         y = spans(self.tokens, size, frame.top, frame.height)
         x = spans(self.tokens, size, frame.left, frame.width)
-        return Layout(views=(view,), places=raster(y, x, 0))
+        places = raster(y, x, 0)
+        return Layout(views=(view,), places=with_class(places) if self._classes() else places)
 
 
 def _one(size: Any) -> int:

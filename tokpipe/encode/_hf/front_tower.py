@@ -7,16 +7,15 @@ order too), n tokens of a picture, D width of the tower.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from tokpipe.encode._hf.family import no_text_tower
+from tokpipe.encode._hf.head import Head, spread
 from tokpipe.encode._hf.steps import Steps
 from tokpipe.encode._hf.views import Layout, Look, read_stamp, stamped
 from tokpipe.encode._tower import Encoded, Outline
@@ -34,9 +33,9 @@ class FrontTower:
         layout: What is seen of a picture of some height and width.
         look: How its pixels become numbers.
         post: Tokens are those after the projector.
-        project: Rows before the projector [..., s^2 D] to rows after it, token by token.
-        members: int64 [m, s^2], the patches of each merge group.
-        side: g where tokens are pooled after the projector, else 0.
+        head: Projector, and pooling where tokens of this stage are pooled.
+        members: int64 [m, s^2], the rows of the tower in each merge group.
+        classes: Class tokens among the tower's rows; these are tokens too.
         newline: What ends a line of crops, where the model has that.
         stamp: Prepared pictures carry their size, see ``views.stamped``.
     """
@@ -47,9 +46,9 @@ class FrontTower:
     look: Look
     steps: Steps
     post: bool
-    project: nn.Module
+    head: Head
     members: Tensor
-    side: int
+    classes: int
     newline: Tensor | None
     dtype: torch.dtype
     stamp: bool
@@ -80,8 +79,12 @@ class FrontTower:
             layout = self.layout(height, width)
         shape = tuple(prepared.shape[:2])
         rows, found = self.steps.run(self.steps.embed(prepared.flatten(0, 1)), columns)
-        data = _packed(self._tokens(_grouped(rows, self.members)), shape, layout, self.newline)
-        made = {name: self._pooled(_mean(v, self.members)) for name, v in found.items()}
+        rows = _grouped(rows, self.members)
+        data = self.head.tokens(rows) if self.post else rows
+        data = _packed(data, shape, layout, self.newline)
+        made = {name: _mean(values, self.members) for name, values in found.items()}
+        if self.head.pool is not None:
+            made = {name: self.head.pool.columns(values) for name, values in made.items()}
         return Encoded(
             data=data, columns={name: _packed(v, shape, layout) for name, v in made.items()}
         )
@@ -103,20 +106,27 @@ class FrontTower:
             return Encoded(data=whole.data[:, :0], columns=none)
         live = live.to(self.members.device)
         # Pooled tokens reach over their neighbours' patches.
-        groups = self._needed(live)
+        pool = self.head.pool
+        groups = live if pool is None else pool.needed(live)
         patches = torch.zeros(self.members.numel(), dtype=torch.bool, device=live.device)
         patches[self.members[groups].flatten()] = True
+        # Class tokens enter also where they are no tokens, or not live ones.
+        patches[: self.classes] = True
         members = (patches.cumsum(0) - 1)[self.members[groups]]
         hidden = self.steps.embed(prepared.flatten(0, 1))
         classes = torch.ones(self.steps.vit.prefix, dtype=torch.bool, device=live.device)
         rows, found = self.steps.run(_some(hidden, torch.cat([classes, patches])), columns)
+        if self.classes and not bool(live[: self.classes].all()):
+            rows = rows[:, members[:, 0]]
+            found = {name: values[:, members[:, 0]] for name, values in found.items()}
+            members = torch.arange(len(members), device=live.device)[:, None]
         made = {name: _mean(values, members) for name, values in found.items()}
-        made[""] = _grouped(rows, members)
+        if pool is not None:
+            made = {n: pool.columns(spread(v, groups))[:, live] for n, v in made.items()}
+        data = _grouped(rows, members)
         if self.post:
-            made[""] = self.project(made[""])
-        if self.side:
-            made = {name: self._spread(values, groups)[:, live] for name, values in made.items()}
-        return Encoded(data=made.pop(""), columns=made)
+            data = self.head.kept(data, groups, live)
+        return Encoded(data=data, columns=made)
 
     def embed_text(self, text: str) -> Query:
         """These front ends have no text tower.
@@ -125,32 +135,6 @@ class FrontTower:
             ModelError: Always.
         """
         raise no_text_tower()
-
-    def _tokens(self, rows: Tensor) -> Tensor:
-        """Rows [B, m, s^2 D] as the stage has them."""
-        return self._pooled(self.project(rows)) if self.post else rows
-
-    def _pooled(self, values: Tensor) -> Tensor:
-        """Halve the grid bilinearly [B, P, ...] to [B, n, ...], where the model does."""
-        if not self.side:
-            return values
-        flat = values.flatten(2) if values.ndim > 2 else values[..., None]
-        grid = flat.reshape(len(flat), self.side, self.side, -1).permute(0, 3, 1, 2).contiguous()
-        half = math.ceil(self.side / 2)
-        made = interpolate(grid, size=(half, half), mode="bilinear").permute(0, 2, 3, 1)
-        return made.reshape(len(values), half * half, *values.shape[2:])
-
-    def _needed(self, live: Tensor) -> Tensor:
-        """Merge groups bool [m] that live tokens [n] are made of."""
-        if not self.side:
-            return live
-        every = torch.eye(len(self.members), device=live.device)
-        return (self._pooled(every[None])[0, live] > 0).any(0)
-
-    def _spread(self, values: Tensor, groups: Tensor) -> Tensor:
-        whole = values.new_zeros(1, len(groups), *values.shape[2:])
-        whole[:, groups] = values
-        return self._pooled(whole)
 
 
 def _packed(

@@ -28,6 +28,8 @@ _SOUND = {
     "qwen3_omni_moe": ("audio_tower",),
     "qwen3_omni_moe_thinker": ("audio_tower",),
 }
+#: Kinds with a tower of their own for images.
+_TWO_TOWERS = ("video_llava",)
 
 
 def facts_of(model: Any, stage: str, stream: str) -> dict[str, Any]:
@@ -48,8 +50,11 @@ def facts_of(model: Any, stage: str, stream: str) -> dict[str, Any]:
     return found
 
 
-def weights_of(model: Any, stream: str) -> str | None:
+def weights_of(model: Any, stream: str, *, tiles: bool = False) -> str | None:
     """Digest of the front end's weights, None where parts of it are not there (any more).
+
+    Args:
+        tiles: Pictures entered as images, which have a tower of their own in Video-LLaVA.
 
     Raises:
         ModelError: Models of this kind have no such front end here.
@@ -62,7 +67,8 @@ def weights_of(model: Any, stream: str) -> str | None:
         if part is None:
             return None
         return digest_of(*(getattr(part, name) for name in _SOUND[kind]))
-    made: str | None = _family(kind).digest(model)
+    told = {"tiles": True} if tiles and kind in _TWO_TOWERS else {}
+    made: str | None = _family(kind).digest(model, **told)
     return made
 
 

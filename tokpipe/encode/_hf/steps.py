@@ -106,18 +106,20 @@ def _keeper(taken: dict[int, Tensor], state: int) -> Callable[..., None]:
 
 
 def steps_of(
-    tower: Any, states: tuple[int, ...], depth: Depth, *, normed: bool, compiled: bool
-) -> Steps:
+    tower: Any, states: tuple[int, ...], depth: Depth, *, normed: bool, compiled: bool,
+    classes: int = 0,
+) -> Steps:  # fmt: skip
     """Take a loaded tower apart and cut off the blocks after the last state.
 
     Args:
         depth: Of those that run.
         compiled: Let ``torch.compile`` translate each block, where one state is taken.
+        classes: Class tokens that are rows like those of patches.
     """
     tower = getattr(tower, "vision_model", tower)
     kind = str(tower.config.model_type)
     name = "layer" if kind == "internvl_vision" else "layers"
     layers = getattr(tower.encoder, name)[: max(states)]
     setattr(tower.encoder, name, layers)
-    vit = Vit(layers, PREFIX[kind], depth, compile=compiled and len(states) == 1)
+    vit = Vit(layers, PREFIX[kind] - classes, depth, compile=compiled and len(states) == 1)
     return Steps(tower, kind, vit, states, normed)

@@ -153,6 +153,16 @@ def raster(y: Tensor, x: Tensor, tile: int, *, newline: bool = False) -> Places:
     )  # fmt: skip
 
 
+def with_class(places: Places) -> Places:
+    """A class token before them: no cell, and all of the picture is its box."""
+    box = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    return Places(
+        grid=places.grid, cell=torch.cat([places.cell.new_full((1, 2), -1), places.cell]),
+        box=torch.cat([box, places.box]), tile=torch.cat([places.tile[:1], places.tile]),
+        kind=torch.cat([places.kind.new_full((1,), KIND_KEPT), places.kind]),
+    )  # fmt: skip
+
+
 def joined(parts: list[Places], grid: tuple[int, int]) -> Places:
     """Places of several tiles, in their order; ``grid`` is that of the whole picture."""
     return Places(
