@@ -32,6 +32,10 @@ _LIKENESS = 0.125
 _BLUR, _WIDTH = 0.045, 8
 #: Distance from which a moment is a state of its own.
 STATE = 0.3
+#: Moments whose loss is compared with all others at once.
+_ROWS = 64
+#: Bytes of compared cells that are kept for other choosers.
+_HELD = 32 << 20
 #: Part of the budget kept for moments unlike anything shown, however short.
 RESERVE = 0.3
 
@@ -85,13 +89,36 @@ class Likeness:
         self.loss = self.apart**_POWER
         self.weight = moments.seconds / moments.seconds.sum()
         self.start = np.float32(self.apart.max(initial=0) * 1.01 + 1e-3)
-        self.gain = self.gained(np.arange(len(moments)), np.full(len(moments), self.start**_POWER))
+        self._room = np.empty(self.loss.shape)
+        self._changed: dict[tuple[int, int, int], Mask] = {}
+        self._held = 0
+        every = np.arange(len(moments))
+        self.gain = self.gained(every, np.full(len(moments), self.start**_POWER))
 
     def gained(self, rows: Ids, now: NDArray[Any]) -> Floats:
         """What each moment would take off the loss ``now`` [m] of the moments ``rows``."""
-        better = np.maximum(now[:, None] - self.loss[rows], 0)
-        made: Floats = (self.weight[rows] @ better).astype(np.float64)
+        # A few rows at a time in memory that is there: fresh pages cost more than the sums.
+        better = self._room[: len(rows)]
+        for a in range(0, len(rows), _ROWS):
+            part = self.loss[rows[a : a + _ROWS]]
+            np.subtract(now[a : a + _ROWS, None], part, out=part)
+            better[a : a + _ROWS] = np.maximum(part, 0, out=part)
+        made: Floats = self.weight[rows] @ better
         return made
+
+    def changed(self, one: int, first: int, last: int) -> Mask:
+        """Cells bool [m, C] in which the moments ``first:last`` differ from another.
+
+        Choosers for several grids ask the same at first; what was found is kept within bounds.
+        """
+        asked = (one, first, last)
+        if (found := self._changed.get(asked)) is None:
+            data = self.moments.data
+            found = cell_change(data[first:last], data[one]) >= 1
+            if self._held + found.size <= _HELD:
+                self._changed[asked] = found
+                self._held += found.size
+        return found
 
 
 class Cover:
@@ -187,29 +214,40 @@ class Cover:
     def _price(self, before: int | None, after: int | None) -> None:
         """Costs of the moments between two chosen neighbours."""
         first = 0 if before is None else before + 1
-        between = np.arange(first, len(self.near) if after is None else after)
-        if not len(between):
+        last = len(self.near) if after is None else after
+        if first == last:
             return
-        there = self.full[between] if before is None else self._sent(before, between)
+        there = self.full[first:last]
+        if before is not None:
+            there = self._sent(before, first, last, out=self.coarse[before])
         if after is not None:
-            there = there + self._sent(between, after) - self._direct(before, after)
-        self.cost[between] = np.maximum(there, 0)
+            back = self._sent(after, first, last, into=self.coarse[after])
+            there = there + back - self._direct(before, after)
+        self.cost[first:last] = np.maximum(there, 0)
 
     def _direct(self, before: int | None, after: int) -> float:
         if before is None:
             return float(self.full[after])
-        return float(self._sent(before, np.array([after]))[0])
+        return float(self._sent(before, after, after + 1, out=self.coarse[before])[0])
 
-    def _sent(self, before: int | Ids, after: int | Ids) -> Floats:
-        """Tokens that lead from one moment to another; one of both may be many [m]."""
-        data = self.moments.data
-        changed = cell_change(data[after], data[before]) >= 1
+    def _sent(
+        self, one: int, first: int, last: int, *, into: Any = None, out: Any = None
+    ) -> Floats:
+        """Tokens [m] that lead from a moment to each of ``first:last``, or back.
+
+        Args:
+            into, out: What is led to or from is sent coarse; None: as each of the many is.
+        """
+        changed = self.likeness.changed(one, first, last)
         fine: Floats = changed.sum(1).astype(np.float64)
-        into, out = np.broadcast_arrays(self.coarse[after], self.coarse[before])
         if self.level.owner is None:
             return fine
+        many = self.coarse[first:last]
+        into, out = many if into is None else into, many if out is None else out
         # What was sent coarse does not serve a picture at the full grid.
         fine = np.where(out & ~into, float(self.cells), fine)
+        if not np.any(into):
+            return fine
         made: Floats = np.where(into, touched(changed, self.level).sum(1), fine)
         return made
 
