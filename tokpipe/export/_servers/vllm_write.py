@@ -119,8 +119,8 @@ def frames(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
     save_json(body, target / "request.json")
     example = f"vllm serve {model or 'MODEL'}\n{_POST.format(target.name + '/request.json')}"
     return Written(
-        tokens=cache.num_tokens("video"), added=-1, items={"keyframes": count, "frames": len(times)},
-        notes=tuple(notes), example=example,
+        tokens=cache.num_tokens("video"), added=-1, notes=tuple(notes), example=example,
+        items={"keyframes": count, "frames": len(times)},
     )  # fmt: skip
 
 
