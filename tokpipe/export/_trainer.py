@@ -1,0 +1,232 @@
+"""Caches in a Hugging Face ``Trainer``: prompts with their items, batches, and the step itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tokpipe.cache.samples import Sample
+from tokpipe.errors import CacheError, MissingExtra, ModelError
+
+if TYPE_CHECKING:
+    from tokpipe.cache.map_style import TokenCacheDataset
+
+#: Label that no loss is taken of.
+IGNORED = -100
+#: Argument by which rows travel to a model that :func:`feed_rows` prepared.
+ROWS = "cache_rows"
+Modality = Literal["image", "video"]
+
+
+class PromptDataset(Dataset[dict[str, Any]]):
+    """Prompts, each with the item it speaks of; several prompts may share one item.
+
+    Args:
+        prompts: Mappings with ``key`` (or ``index``) of the item, ``input_ids`` (one placeholder
+            where the media belong, or as many as there are rows) and, if wanted, ``labels``.
+            Whatever else they hold is kept.
+        caches: The items; without a transform.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Mapping[str, Any]], caches: TokenCacheDataset
+    ) -> None:  # fmt: skip
+        self.prompts, self.caches = prompts, caches
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.prompts)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """A prompt with its ``sample`` (None where that was skipped)."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The prompts of a batch."""
+        prompts = [dict(self.prompts[number]) for number in numbers]
+        samples = self.caches.__getitems__([self._item(prompt) for prompt in prompts])
+        return [{**p, "sample": s} for p, s in zip(prompts, samples, strict=True)]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [n] ids of each prompt with its rows, for sampling by length; reads no features."""
+        rows = self.caches.lengths()
+        found = [
+            len(p["input_ids"]) - 1 + rows[self.caches.number(self._item(p))] for p in self.prompts
+        ]
+        return np.array(found, dtype=np.int64)
+
+    @staticmethod
+    def _item(prompt: Mapping[str, Any]) -> int | str:
+        found: int | str | None = prompt.get("key", prompt.get("index"))
+        if found is None:
+            raise CacheError("a prompt names no item", code="dataset.prompt",
+                             hint="give each a `key` of the dataset")  # fmt: skip
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerCollator:
+    """Batches for ``Trainer`` (with ``remove_unused_columns=False``).
+
+    Gives ``input_ids``, ``attention_mask`` and ``labels`` (int64 [B, L]; -100 on padding and
+    placeholders), and the rows: as ``mm_encoder_outputs`` (transformers 5.18 and newer), or with
+    ``rows=True`` as a list for a model that :func:`feed_rows` prepared.
+
+    The model counts positions itself, one id after another: for models with positions in three
+    axes (the Qwen kinds) use ``tokpipe.export.transformers.to_model_inputs``.
+
+    Args:
+        placeholder: Id of the media token, such as ``model.config.image_token_id``.
+        pad: Id that fills up shorter prompts.
+        modality: Key of ``mm_encoder_outputs``.
+        stream: Stream of the items; None where they have one.
+        side: Where the padding goes.
+        rows: Give rows as they are.
+    """
+
+    placeholder: int
+    pad: int
+    modality: Modality = "image"
+    stream: str | None = None
+    side: Literal["right", "left"] = "right"
+    rows: bool = False
+
+    def __call__(self, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch; prompts whose item was skipped are left out.
+
+        Raises:
+            CacheError: Nothing is left, or placeholders and rows differ in number.
+            MissingExtra: transformers is not installed.
+        """
+        read = [p for p in prompts if p["sample"] is not None]
+        if not read:
+            raise CacheError("nothing in the batch could be read", code="dataset.batch",
+                             hint="tokpipe dataset verify names what cannot be read")  # fmt: skip
+        rows = [self._rows(p["sample"]) for p in read]
+        made = [self._expanded(p, len(r)) for p, r in zip(read, rows, strict=True)]
+        length = max(len(ids) for ids, _ in made)
+        out: dict[str, Any] = {
+            "input_ids": self._padded([ids for ids, _ in made], length, self.pad),
+            "attention_mask": self._padded([torch.ones_like(i) for i, _ in made], length, 0),
+            "labels": self._padded([labels for _, labels in made], length, IGNORED),
+        }
+        return {**out, ROWS: rows} if self.rows else {**out, **_outputs(rows, self.modality)}
+
+    def _rows(self, sample: Sample) -> Tensor:
+        return sample.tokens if self.stream is None else sample[self.stream].tokens
+
+    def _expanded(self, prompt: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
+        """Ids with a placeholder a row, and labels."""
+        ids = torch.as_tensor(prompt["input_ids"], dtype=torch.int64)
+        told = prompt.get("labels")
+        labels = ids if told is None else torch.as_tensor(told, dtype=torch.int64)
+        if len(labels) != len(ids):
+            raise CacheError(f"{len(labels)} labels for {len(ids)} ids", code="dataset.prompt")
+        count = int((ids == self.placeholder).sum())
+        if count not in (rows, 1):
+            key = prompt["sample"].key
+            raise CacheError(f"item `{key}` has {rows} rows, its prompt {count} placeholders",
+                             code="export.placeholders",
+                             hint="write one placeholder where the media belong")  # fmt: skip
+        times = torch.ones_like(ids)
+        if count == 1:
+            times[ids == self.placeholder] = rows
+        ids, labels = ids.repeat_interleave(times), labels.repeat_interleave(times)
+        return ids, labels.masked_fill(ids == self.placeholder, IGNORED)
+
+    def _padded(self, parts: Sequence[Tensor], length: int, fill: int) -> Tensor:
+        out = torch.full((len(parts), length), fill, dtype=torch.int64)
+        for place, part in zip(out, parts, strict=True):
+            low = 0 if self.side == "right" else length - len(part)
+            place[low : low + len(part)] = part
+        return out
+
+
+def _outputs(rows: Sequence[Tensor], modality: str) -> dict[str, dict[str, Any]]:
+    try:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+    except ImportError as error:
+        raise MissingExtra("batches for a Trainer need transformers", code="extra.encoders",
+                           hint='pip install "tokpipe[encoders]"') from error  # fmt: skip
+    output: Any = BaseModelOutputWithPooling
+    return {"mm_encoder_outputs": {modality: output(pooler_output=list(rows))}}
+
+
+def feed_rows(
+    model: Any,
+    *,
+    projector: bool | Callable[[Tensor], Tensor] = False,
+    modality: Modality = "image",
+) -> Any:
+    """Let a model take ``cache_rows``, lists of rows [n, D], in place of pixels.
+
+    Rows come to the model's device and dtype, and in the container its kind wants. With a
+    projector they pass through it inside the step, with gradient: so caches from before the
+    projector train it. The vision tower may be deleted.
+
+    Args:
+        model: ``...ForConditionalGeneration`` of transformers (5.18 or newer).
+        projector: True takes the model's own; a module takes rows [N, D] to [N, D'].
+        modality: Key of ``mm_encoder_outputs``.
+
+    Returns:
+        A handle; its ``remove()`` undoes this.
+
+    Raises:
+        ModelError: The model has no ``mm_encoder_outputs``, or no projector that is known.
+    """
+    from tokpipe.export._models.inputs import takes_outputs
+
+    if not takes_outputs(model):
+        raise ModelError(f"{type(model).__name__} has no mm_encoder_outputs", code="export.road",
+                         hint="use transformers 5.18 or newer")  # fmt: skip
+    module = _projector(model) if projector is True else projector
+    wrap = _container(model, modality)
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = kwargs.pop(ROWS, None)
+        if rows is None:
+            return args, kwargs
+        table = model.get_input_embeddings().weight
+        sizes = [len(r) for r in rows]
+        flat = torch.cat([r.to(table.device, table.dtype) for r in rows])
+        if callable(module):
+            flat = module(flat)
+            if len(flat) != sum(sizes):
+                raise ModelError(
+                    f"the projector makes {len(flat)} rows of {sum(sizes)}",
+                    hint="give one that takes rows one by one", code="export.projector",
+                )  # fmt: skip
+        kwargs["mm_encoder_outputs"] = wrap(list(torch.split(flat, sizes)))
+        return args, kwargs
+
+    return model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _projector(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own projector, where it takes rows one by one."""
+    for owner in (getattr(model, "model", None), model):
+        found: Callable[[Tensor], Tensor] | None = getattr(owner, "multi_modal_projector", None)
+        if found is not None:
+            return found
+    raise ModelError(f"{type(model).__name__} has no multi_modal_projector",
+                     hint="give the module: feed_rows(model, projector=MODULE)",
+                     code="export.projector")  # fmt: skip
+
+
+def _container(model: Any, modality: str) -> Callable[[list[Tensor]], dict[str, Any]]:
+    """How the model's kind wants rows."""
+    from tokpipe.export._models.kinds import KINDS, family_of
+    from tokpipe.export._models.words import Words
+
+    if getattr(model.config, "model_type", "") not in KINDS:
+        return lambda rows: _outputs(rows, modality)["mm_encoder_outputs"]
+    family = family_of(model, Words(None))
+    return lambda rows: family.outputs({modality: rows}, {modality: []})
