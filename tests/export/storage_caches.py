@@ -22,7 +22,8 @@ def _rows(rng: np.random.Generator, at: Array, width: int, dtype: str, *, video:
     """Rows of one stream at irregular times, with features that no dtype holds by chance."""
     n = len(at)
     wide = (rng.standard_normal((n, width)) * 3).astype(np.float32)
-    cell = np.stack([np.arange(n) // 2, np.zeros(n, int), np.arange(n) % 2], 1)
+    step = np.unique(at, return_inverse=True)[1]
+    cell = np.stack([step, np.zeros(n, int), np.arange(n) - np.searchsorted(at, at)], 1)
     return {
         "tokens": stored(wide, dtype), "at": at, "pts": np.stack([at, at + 0.4], 1),
         "frame": np.stack([np.arange(n), np.arange(n)], 1) if video else np.full((n, 2), -1),
@@ -57,10 +58,11 @@ def _about(domain: str, counts: dict[str, int], name: str) -> dict[str, object]:
 def write_feature(
     path: Path, dtype: str = "F16", *, seed: int = 0, video: int = 10, audio: int = 6,
     width: int = 8, deepstack: bool = True, extra: bool = True, tokens: Array | None = None,
+    at: Array | None = None,
 ) -> Path:  # fmt: skip
     """A feature cache: deepstack, members, segments and transcript unless ``extra`` is off.
 
-    ``tokens`` are the video's features, in the dtype the writer takes.
+    ``tokens`` and ``at`` are the video's, features in the dtype the writer takes.
     """
     rng = np.random.default_rng(seed)
     counts = {"video": video} | ({"audio": audio} if audio else {})
@@ -68,8 +70,12 @@ def write_feature(
         shift = 0
         for stream, n in counts.items():
             # Times that neither float32 nor decimal text of few digits would keep.
-            at = np.sort(86_400 + rng.random(n) * 10)
-            rows = _rows(rng, at, width if stream == "video" else 3, dtype, video=stream == "video")
+            times = np.sort(86_400 + rng.random(n) * 10)
+            if at is not None and stream == "video":
+                times = at
+            rows = _rows(
+                rng, times, width if stream == "video" else 3, dtype, video=stream == "video"
+            )
             rows["rank"], shift = rows["rank"] + shift, shift + n
             if deepstack and stream == "video":
                 wide = rng.standard_normal((n, width)).astype(np.float32)

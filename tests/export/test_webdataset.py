@@ -64,9 +64,7 @@ def test_webdataset_gives_every_tensor_back(
         assert [line[2] for line in sample["json"]["transcript"]] == storage.TEXT
 
 
-def test_webdataset_keeps_bfloat16_as_safetensors(
-    storage: Any, some: Some, tmp_path: Path
-) -> None:
+def test_webdataset_keeps_bfloat16_as_safetensors(storage: Any, some: Some, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load
 
@@ -144,9 +142,7 @@ def test_webdataset_reads_long_names_that_are_not_ascii(storage: Any, tmp_path: 
     storage.same(sample["video.at.npy"], storage.held(path)["video.at"], "video.at")
 
 
-def test_webdataset_says_when_float16_cannot_hold_a_feature(
-    storage: Any, tmp_path: Path
-) -> None:
+def test_webdataset_says_when_float16_cannot_hold_a_feature(storage: Any, tmp_path: Path) -> None:
     wide = np.full((2, 4), 1e6, dtype=np.float32)
     path = storage.write_feature(tmp_path / f"a{storage.SUFFIX}", "F32", video=2, width=4,
                                  tokens=wide)  # fmt: skip
@@ -197,6 +193,7 @@ def test_energon_configuration_is_yaml_of_whole_shards(some: Some, tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")
 def test_energon_reads_the_samples(storage: Any, some: Some, tmp_path: Path) -> None:
     energon = pytest.importorskip("megatron.energon", reason="energon is not installed")
     paths = some("F16")
