@@ -138,7 +138,8 @@ def assembled(
     ways = _ways(family, {s for sample in samples for s in sample.rows}, road)
     ids, mask = _padded(samples, int(family.words.find("pad_token_id", 0)))
     values: dict[str, Any] = {"attention_mask": mask.to(device)}
-    values["position_ids"] = _positions(family, samples, ids.shape[1]).to(device)
+    if use != "generate" or _moves_on(family, samples):
+        values["position_ids"] = _positions(family, samples, ids.shape[1]).to(device)
     for name in dict.fromkeys(name for sample in samples for name in sample.extras):
         values[name] = _left([s.extras[name] for s in samples], ids.shape[1], 0).to(device)
     direct = [stream for stream, way in ways.items() if way != _OUTPUTS]
@@ -229,6 +230,25 @@ def _check_embeds(family: Family, use: Use) -> None:
             hint='use transformers 5.18 or newer and road="auto"; model(**inputs) alone works '
             'with use="forward"', code="export.road",
         )  # fmt: skip
+
+
+def _moves_on(family: Family, samples: Sequence[Sample]) -> bool:
+    """Positions that are given grow with the answer; those without gaps need not be given.
+
+    Raises:
+        ModelError: Gaps, and a version that gives every new token the last position (4.57).
+    """
+    update = getattr(family.model, "_update_model_kwargs_for_generation", None)
+    if update is None or "position_ids" in update.__code__.co_consts:
+        return True
+    for sample in samples:
+        if bool((sample.places != torch.arange(len(sample.ids))).any()):
+            raise ModelError(
+                "generate of this version of transformers does not count on from given positions",
+                hint='use transformers 5.3 or newer, positions="compact", or use="forward" for '
+                "model(**inputs)", code="export.positions",
+            )  # fmt: skip
+    return False
 
 
 def _left(parts: Sequence[Tensor], length: int, fill: int) -> Tensor:
