@@ -141,12 +141,14 @@ class Qwen3Vl(Qwen2Vl):
     def video(
         self, token: str, rows: Sequence[Tensor], times: Tensor, size: tuple[int, int] | None
     ) -> tuple[Part, ...]:
-        """See ``Qwen2Vl``; the marks around the placeholder are part of what is replaced."""
+        """See ``Qwen2Vl``; older processors replace the marks around the placeholder too."""
         start, end = self._marks()
         pieces: list[str | Run] = []
         for one, time in zip(_ones(token, rows, times, size), times.tolist(), strict=True):
             pieces += [f"<{time:.1f} seconds>{start}", one, end]
-        return (Part(f"{start}{token}{end}", tuple(pieces)),)
+        module = f"{type(self.config).__module__.rpartition('.')[0]}.processing_qwen3_vl"
+        alone = hasattr(import_module(module).Qwen3VLProcessor, "replace_video_token")
+        return (Part(token if alone else f"{start}{token}{end}", tuple(pieces)),)
 
     def outputs(
         self, rows: Mapping[str, Sequence[Tensor]], deep: Mapping[str, Sequence[Sequence[Tensor]]]
