@@ -238,8 +238,10 @@ def _moves_on(family: Family, samples: Sequence[Sample]) -> bool:
     Raises:
         ModelError: Gaps, and a version that gives every new token the last position (4.57).
     """
-    update = getattr(family.model, "_update_model_kwargs_for_generation", None)
-    if update is None or "position_ids" in update.__code__.co_consts:
+    from transformers import GenerationMixin
+
+    update: Any = GenerationMixin._update_model_kwargs_for_generation
+    if "position_ids" in update.__code__.co_consts:
         return True
     for sample in samples:
         if bool((sample.places != torch.arange(len(sample.ids))).any()):
