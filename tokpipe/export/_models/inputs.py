@@ -138,7 +138,7 @@ def assembled(
     ways = _ways(family, {s for sample in samples for s in sample.rows}, road)
     ids, mask = _padded(samples, int(family.words.find("pad_token_id", 0)))
     values: dict[str, Any] = {"attention_mask": mask.to(device)}
-    if use != "generate" or _moves_on(family, samples):
+    if use != "generate" or _moves_on(samples):
         values["position_ids"] = _positions(family, samples, ids.shape[1]).to(device)
     for name in dict.fromkeys(name for sample in samples for name in sample.extras):
         values[name] = _left([s.extras[name] for s in samples], ids.shape[1], 0).to(device)
@@ -232,7 +232,7 @@ def _check_embeds(family: Family, use: Use) -> None:
         )  # fmt: skip
 
 
-def _moves_on(family: Family, samples: Sequence[Sample]) -> bool:
+def _moves_on(samples: Sequence[Sample]) -> bool:
     """Positions that are given grow with the answer; those without gaps need not be given.
 
     Raises:
