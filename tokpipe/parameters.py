@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import MISSING, dataclass, fields
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tokpipe import registry
@@ -66,7 +67,7 @@ def parameters(name: str) -> list[Parameter]:
 
 def parameters_of(kind: type[Any]) -> list[Parameter]:
     """Parameters of a dataclass, as its fields, hints and docstring tell them."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = field_hints(kind)
     texts = _described(kind.__doc__ or "")
     out = []
     for field in fields(kind):
@@ -79,6 +80,12 @@ def parameters_of(kind: type[Any]) -> list[Parameter]:
                       about=texts.get(field.name, ""), choices=tuple(choices))
         )  # fmt: skip
     return out
+
+
+def field_hints(kind: type[Any]) -> dict[str, Any]:
+    """Types of a dataclass's fields; those of its class attributes may need modules not loaded."""
+    own = SimpleNamespace(__annotations__={f.name: f.type for f in fields(kind)})
+    return get_type_hints(own, vars(sys.modules[kind.__module__]), include_extras=True)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from tokpipe import registry
 from tokpipe._recipe_order import check_order, with_head
@@ -22,6 +22,7 @@ from tokpipe._recipe_text import INT_LIMIT, literal, parse_value, plain_value, s
 from tokpipe.budget import Budget
 from tokpipe.digest import canonical_json, sha256_text
 from tokpipe.errors import RecipeError, TokpipeError, error_context
+from tokpipe.parameters import field_hints
 from tokpipe.spec import MODALITIES, StepSpec
 
 FORMAT = 1
@@ -368,7 +369,7 @@ def make(kind: type[Any], use: str, params: Mapping[str, Any], hint: str) -> Any
     from pydantic import TypeAdapter, ValidationError
 
     # Strict mode takes a dataclass only ready made, so the fields are checked one by one.
-    hints = get_type_hints(kind, include_extras=True)
+    hints = field_hints(kind)
     known = [f.name for f in fields(kind)]
     values: dict[str, Any] = {}
     for name, value in params.items():

@@ -11,7 +11,8 @@ Class attributes of an exporter (a frozen dataclass whose fields are its paramet
 ``model_use`` the output depends on a model: ``no``, ``optional`` or ``needed``
 ``accepts``   one sentence: what the consumer accepts
 ``loses``     one sentence: what a cache holds and this form does not
-``python``    how it is called where it runs in the user's process, empty where the command writes
+``python``    how it is called in the user's process, empty where only the command writes
+``writes``    False where it runs in the user's process alone (True where it is left out)
 
 Outputs are written under a temporary name and renamed by ``tokpipe.export._run``, so that an
 exporter simply writes to the path it is given.

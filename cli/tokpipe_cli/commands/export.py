@@ -83,7 +83,7 @@ def export(
         raise UsageProblem("no --to given", hint="see the consumers: tokpipe export --list")
     more = {"model": model, "prompt": prompt}
     name, exporter = exporter_from(to, **_fitting(to, more))
-    if exporter.python:
+    if not getattr(exporter, "writes", True):
         raise UsageProblem(
             f"`{name}` runs in your own process, there is nothing to write",
             hint=exporter.python,
