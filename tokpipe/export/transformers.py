@@ -56,7 +56,8 @@ class Transformers:
     model_use: ClassVar[ModelUse] = "needed"
     accepts: ClassVar[str] = "rows after the projector of the very model, any subset of them"
     loses: ClassVar[str] = "the mass of merged tokens, except in a forward pass with weights"
-    python: ClassVar[str] = "to_model_inputs(cache, model, processor, messages)"
+    python: ClassVar[str] = "tokpipe.to_model_inputs(cache, model, processor, messages)"
+    writes: ClassVar[bool] = False
 
     def write(self, cache: TokenCache, target: Path) -> Written:
         """Nothing is written: inputs are made where the model is.
