@@ -63,13 +63,14 @@ def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tup
     if _gone(family, stream):
         return (f"{name} has no {stream} tower: that its weights made the rows is not checked",)
     parts = family.parts(stream)
-    tensors = _tensors(family, parts)
+    skipped = family.without(media)
+    tensors = _tensors(parts, skipped)
     if any(t.is_meta or not (t.is_floating_point() or t.numel() == 1) for t in tensors):
         return (f"the {stream} tower is quantised or elsewhere: its weights are not checked",)
     own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
     # Loaded in a narrower type than they lie in, weights cannot be compared any more.
     dtypes = dict.fromkeys((own, *(_FLOATS if own == torch.float32 else (torch.float32,))))
-    if any(_digest(family, stream, parts, dtype) == known for dtype in dtypes):
+    if any(_digest(family, stream, parts, skipped, dtype) == known for dtype in dtypes):
         return ()
     if allow_mismatch:
         return (f"the {stream} rows were made by other weights than those of this model",)
@@ -83,11 +84,11 @@ def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tup
     )
 
 
-def _tensors(family: Family, parts: tuple[nn.Module, ...]) -> list[Tensor]:
-    skipped = tuple(f"{name}." for name in family.language)
+def _tensors(parts: tuple[nn.Module, ...], skipped: tuple[str, ...]) -> list[Tensor]:
+    starts = tuple(f"{name}." for name in skipped)
     return [
         tensor for part in parts for name, tensor in part.state_dict().items()
-        if not name.startswith(skipped)
+        if not name.startswith(starts)
     ]  # fmt: skip
 
 
@@ -102,10 +103,16 @@ def _gone(family: Family, stream: str) -> bool:
     return False
 
 
-def _digest(family: Family, stream: str, parts: tuple[nn.Module, ...], dtype: torch.dtype) -> str:
-    version = sum(tensor._version for tensor in _tensors(family, parts))
+def _digest(
+    family: Family,
+    stream: str,
+    parts: tuple[nn.Module, ...],
+    skipped: tuple[str, ...],
+    dtype: torch.dtype,
+) -> str:
+    version = sum(tensor._version for tensor in _tensors(parts, skipped))
     kept = _KNOWN.setdefault(family.model, {})
-    key = (stream, str(dtype), version)
+    key = (" ".join((stream, *skipped)), str(dtype), version)
     if key not in kept:
-        kept[key] = digest_of(*parts, without=family.language, dtype=dtype)
+        kept[key] = digest_of(*parts, without=skipped, dtype=dtype)
     return kept[key]

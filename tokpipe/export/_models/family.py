@@ -163,6 +163,7 @@ class Family:
         stacked: Modalities whose rows are one tensor [n, 1, D] in ``mm_encoder_outputs``; those of
             others are a list of [n, D], one a prompt.
         axes: Rows of positions: 1, or 3 (time, height, width).
+        forward_from: Where the model counts from in a forward pass; ``generate`` adds it itself.
         causal: A token sees those before it, and all of them: weights can be given as a mask.
         language: Names of the parts of ``base`` that no digest of an encoder covers.
         towers: By stream, names of the parts of ``base`` without which no digest can be taken.
@@ -174,6 +175,7 @@ class Family:
     embeds: ClassVar[bool] = True
     stacked: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[int] = 1
+    forward_from: ClassVar[int] = 0
     causal: ClassVar[bool] = True
     language: ClassVar[tuple[str, ...]] = ("language_model",)
     towers: ClassVar[Mapping[str, tuple[str, ...]]] = {"video": ("vision_tower",)}
@@ -227,7 +229,7 @@ class Family:
         return "\n".join([*markers, text])
 
     def places(self, prompt: Prompt) -> Tensor:
-        """Positions [axes, S] of the whole prompt: int64, or float32 where they are no whole numbers."""
+        """Positions [axes, S] of the whole prompt; float32 where they are no whole numbers."""
         return torch.arange(len(prompt))[None].expand(self.axes, -1)
 
     def compact(self, prompt: Prompt) -> Tensor:
@@ -264,8 +266,12 @@ class Family:
             made[modality] = BaseModelOutputWithPooling(pooler_output=value)
         return made
 
+    def without(self, media: Media) -> tuple[str, ...]:
+        """Names of the parts of what ``parts`` gives that the digest does not cover."""
+        return self.language
+
     def parts(self, stream: str) -> tuple[nn.Module, ...]:
-        """What the digest of a stream's encoder covers, without ``language``.
+        """What the digest of a stream's encoder covers, but for ``without``.
 
         Families whose encoder records another digest override it; see ``encode._hf``.
         """

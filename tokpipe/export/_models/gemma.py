@@ -50,6 +50,7 @@ class PaliGemma(Images):
 
     stacked: ClassVar[tuple[str, ...]] = ("image",)
     causal: ClassVar[bool] = False
+    forward_from: ClassVar[int] = 1
 
     def script(self, given: Given) -> Script:
         """See ``Family``."""

@@ -139,7 +139,8 @@ def assembled(
     ids, mask = _padded(samples, int(family.words.find("pad_token_id", 0)))
     values: dict[str, Any] = {"attention_mask": mask.to(device)}
     if use != "generate" or _moves_on(samples):
-        values["position_ids"] = _positions(family, samples, ids.shape[1]).to(device)
+        shift = family.forward_from if use == "forward" else 0
+        values["position_ids"] = (_positions(family, samples, ids.shape[1]) + shift).to(device)
     for name in dict.fromkeys(name for sample in samples for name in sample.extras):
         values[name] = _left([s.extras[name] for s in samples], ids.shape[1], 0).to(device)
     direct = [stream for stream, way in ways.items() if way != _OUTPUTS]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,11 +69,18 @@ class LlavaNext(Images):
         """See ``Family``."""
         return self.packed(given)
 
+    #: With several images the model's own processor makes no crops.
+    alone: ClassVar[bool] = False
+
     def packed(self, given: Given) -> Script:
         """Pictures as the model packs images: crops as one grid with newlines, or the whole."""
         media = given.media["video"]
         if _tiled(media):
-            return self._crops(media, given.size)
+            made = self._crops(media, given.size)
+            if not self.alone or len(made.parts) == 1:
+                return made
+            note = "the model's own processor makes crops of a single image only"
+            return replace(made, notes=(*made.notes, note))
         rows, placed = pictures(media)
         newline = self.newline()
         if newline is None:
@@ -152,6 +160,7 @@ class LlavaOnevision(LlavaNext):
 
     modality: ClassVar[Mapping[str, str]] = {"video": "video"}
     stacked: ClassVar[tuple[str, ...]] = ("video",)
+    alone: ClassVar[bool] = True
 
     def script(self, given: Given) -> Script:
         """See ``Family``."""
@@ -168,24 +177,46 @@ class LlavaOnevision(LlavaNext):
         return (int(rows // ratio), int(cols // ratio)) if ratio > _SHRINK else (rows, cols)
 
 
-class VideoLlava(Family):
+class VideoLlava(Images):
     """Video-LLaVA: a token of the whole picture stands before those of its grid."""
 
+    modality: ClassVar[Mapping[str, str]] = {"video": "video"}
     stacked: ClassVar[tuple[str, ...]] = ("video", "image")
     towers: ClassVar[Mapping[str, tuple[str, ...]]] = {"video": ("video_tower",)}
 
     def script(self, given: Given) -> Script:
         """See ``Family``."""
-        return _one_video(self, given, None)
+        media = given.media["video"]
+        if media.about.get("enters_as") == "image":
+            return Images.script(self, given)
+        grid = torch.cartesian_prod(torch.zeros(1).long(), *map(torch.arange, _grid(media)))
+        places = torch.cat([torch.tensor([[0, -1, -1]]), grid])
+        rows = [filled(media, step, places) for step in range(len(media.times))]
+        known = [picture for picture in rows if picture is not None]
+        placed = len(known) == len(media.times)
+        return _as_video(self, given, known if placed else in_order(media), placed=placed)
+
+    def without(self, media: Media) -> tuple[str, ...]:
+        """See ``Family``: frames and images have towers of their own."""
+        image = media.about.get("enters_as") == "image"
+        return (*self.language, "video_tower" if image else "image_tower")
 
 
 def _one_video(family: Family, given: Given, newline: Tensor | None) -> Script:
-    """All pictures as one video.
+    """All pictures as one video."""
+    rows, placed = pictures(given.media["video"])
+    return _as_video(family, given, rows, placed=placed, newline=newline)
+
+
+def _as_video(
+    family: Family, given: Given, rows: Sequence[Tensor], *, placed: bool,
+    newline: Tensor | None = None,
+) -> Script:  # fmt: skip
+    """Rows of pictures one after another.
 
     Raises:
         CacheError: They are asked for as images.
     """
-    media = given.media["video"]
     if given.image:
         raise CacheError(
             f"the rows are frames of a video as {type(family.model).__name__} makes them, the "
@@ -193,11 +224,10 @@ def _one_video(family: Family, given: Given, newline: Tensor | None) -> Script:
             hint='mark {"type": "video"}, or encode with tiles for images with crops',
             code="export.modality",
         )
-    rows, placed = pictures(media)
     if newline is not None:
-        rows = [*rows, torch.tensor([len(media)])]
+        rows = [*rows, torch.tensor([len(given.media["video"])])]
     token = family.words.token(number_of(family.config, "video"))
-    run = Run(stream="video", token=token, rows=torch.cat(rows))
+    run = Run(stream="video", token=token, rows=torch.cat(list(rows)))
     return Script(
         parts=(Part(token, (run,)),), content={"video": ({"type": "video"},)}, placed=placed,
         modality={"video": "video"}, added={} if newline is None else {"video": newline},

@@ -37,7 +37,7 @@ def filled(media: Media, step: int, places: Tensor) -> Tensor | None:
     """Rows of one picture that fill the places of a layout of several tiles.
 
     Args:
-        places: int64 [n, 3] (tile, y, x) in the order of the prompt.
+        places: int64 [n, 3] (tile, y, x) in the order of the prompt; -1 for what is no cell.
 
     Returns:
         int64 [n], -1 where a place was dropped; None where a row has no place of the layout.
@@ -56,7 +56,11 @@ def filled(media: Media, step: int, places: Tensor) -> Tensor | None:
 
 
 def _key(places: Tensor, side: int) -> Tensor:
-    return (places[:, 0] * side + places[:, 1]) * side + places[:, 2]
+    """One number a place, of numbers from -1 to side - 1."""
+    made = torch.zeros(len(places), dtype=torch.int64)
+    for axis in places.unbind(1):
+        made = made * (side + 1) + axis + 1
+    return made
 
 
 def tiles_of(media: Media) -> tuple[list[list[Tensor]], bool]:

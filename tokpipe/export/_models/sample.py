@@ -55,8 +55,9 @@ def sample_of(
     slots = int((prompt.stream[kept] >= 0).sum())
     return Sample(
         ids=ids, streams=prompt.streams, stream=prompt.stream[kept], places=places,
-        modality={**family.modality, **script.modality}, rows=rows, deep=deep, mass=mass[kept], extras=family.extras(ids, prompt.stream[kept] >= 0),
-        positions=positions, media=slots - layout, layout=layout, text=len(ids) - slots,
+        modality={**family.modality, **script.modality}, rows=rows, deep=deep, mass=mass[kept],
+        extras=family.extras(ids, prompt.stream[kept] >= 0), positions=positions,
+        media=slots - layout, layout=layout, text=len(ids) - slots,
         written=_written(family, script), notes=(*notes, *script.notes),
     )  # fmt: skip
 
