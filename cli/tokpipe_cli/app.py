@@ -11,6 +11,7 @@ from tokpipe_cli.boundary import Boundary
 from tokpipe_cli.commands import (
     bench,
     compress,
+    dataset,
     dedup,
     doctor,
     encode,
@@ -42,6 +43,7 @@ app.command("probe")(probe.probe)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("encode", epilog=encode.EPILOG)(encode.encode)
 app.command("export", epilog=export.EPILOG)(export.export)
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(eval_.app, name="eval")
 app.command("inspect")(inspect_.inspect)
 app.command("verify")(verify.verify)

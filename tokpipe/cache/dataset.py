@@ -103,6 +103,11 @@ class CacheDataset:
             raise KeyError(f"the dataset has no item `{key}`")
         return found
 
+    @property
+    def shards(self) -> list[str]:
+        """File of every item, in order."""
+        return [self._paths[number] for number in self._file.tolist()]
+
     def key(self, item: int) -> str:
         """Name of an item."""
         return bytes(self._keys[item]).decode()
@@ -128,11 +133,17 @@ class CacheDataset:
         return TokenCache.open(path, window=window)
 
 
-def open_dataset(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> CacheDataset:
+def open_dataset(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, mixed: bool = False
+) -> CacheDataset:
     """Open a packed dataset, a folder of loose caches (to any depth), or a list of files.
 
     Loose files take their place below the folder as key; their headers are all read. Of two items
     of one key in a packed dataset the newer one counts.
+
+    Args:
+        path: What to read.
+        mixed: Allow loose files of different encoders; a packed dataset says itself if it may.
 
     Raises:
         CacheError: There is nothing to read.
@@ -154,7 +165,7 @@ def open_dataset(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     if not files:
         raise CacheError(f"no token caches in `{root}`", code="dataset.empty",
                          hint=f"their names end in {SUFFIX}")  # fmt: skip
-    return _loose(root if root.is_dir() else root.parent, files)
+    return _loose(root if root.is_dir() else root.parent, files, mixed)
 
 
 def _packed(root: Path) -> CacheDataset:
@@ -202,10 +213,10 @@ def _table(root: Path, stem: str, part: Path) -> dict[str, Any]:
         }
 
 
-def _loose(root: Path, files: list[Path]) -> CacheDataset:
+def _loose(root: Path, files: list[Path], mixed: bool) -> CacheDataset:
     keys = _loose_keys(root, files)
     facts, problems = _each(files, read_facts)
-    alike = Alike(DatasetInfo(key="name"))
+    alike = Alike(DatasetInfo(key="name", mixed=mixed))
     for path, found in zip(files, facts, strict=True):
         if found is not None:
             # Recipes may differ in a folder; encoders, widths and dtypes may not.

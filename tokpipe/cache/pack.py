@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -323,6 +324,28 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(found["input"]), found
         except (ValueError, KeyError, TypeError):
             continue
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """A table of keys: CSV with a head line, or JSON lines; columns ``path`` and ``key``.
+
+    Raises:
+        CacheError: It cannot be read, or has no such columns.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            rows: Iterable[Mapping[str, Any]] = map(
+                json.loads, filter(str.strip, text.splitlines())
+            )
+        else:
+            rows = csv.DictReader(text.splitlines())
+        return {str(row["path"]): str(row["key"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(
+            f"cannot read the table of keys: {error}", where=str(path), code="dataset.keys",
+            hint="give it the columns path and key",
+        ) from error  # fmt: skip
 
 
 def read_errors(root: Path) -> Iterable[dict[str, Any]]:
