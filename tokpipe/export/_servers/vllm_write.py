@@ -132,7 +132,14 @@ def _wish(exporter: Vllm) -> Wish:
 
 def _serve(sent: Sequence[Sent]) -> str:
     limits = json.dumps({one.modality: 0 for one in sent})
-    return f"vllm serve {sent[0].target.name} --enable-mm-embeds --limit-mm-per-prompt '{limits}'"
+    kinds = [one.target.kind for one in sent if one.modality == "video"]
+    # EVS works on embeddings too.
+    prunes = any(kind.paced or kind.stamped for kind in kinds)
+    note = "# without --video-pruning-rate: the server would prune these tokens again\n"
+    return (
+        f"{note if prunes else ''}vllm serve {sent[0].target.name} --enable-mm-embeds "
+        f"--limit-mm-per-prompt '{limits}'"
+    )
 
 
 def _written(cache: TokenCache, sent: Sequence[Sent], example: str) -> Written:
