@@ -165,6 +165,12 @@ def _of_separate(module: Any) -> Heads:
     return _linear(module, (query.weight, query.bias), (key.weight, key.bias), _norms(module))
 
 
+def _of_letters(module: Any) -> Heads:
+    """Qwen2.5-Omni's vision tower."""
+    query, key = module.q, module.k
+    return _linear(module, (query.weight, query.bias), (key.weight, key.bias), _norms(module))
+
+
 def _of_latent(module: Any) -> Heads:
     """The pooling by a learnt query of timm; ``Seen.asked`` is the latent, see ``latent_seen``."""
     key = module.kv.weight.chunk(2)[0]
@@ -185,6 +191,7 @@ _KINDS: tuple[tuple[tuple[str, ...], Callable[[Any], Heads]], ...] = (
     (("latent", "kv"), _of_latent),
     (("qkv",), _of_qkv),
     (("q_proj", "k_proj"), _of_separate),
+    (("q", "k", "v"), _of_letters),
 )
 
 _Pair = tuple[Tensor | None, Tensor | None]
