@@ -123,6 +123,8 @@ def describe_tower(stream: str, late: Chain, features: Any) -> dict[str, Any]:
         "version": late.encoder.version, "weights": features.weights,
         "deepstack": outline.deepstack, "dtype": features.running.dtype, **outline.about,
     }  # fmt: skip
+    if features.part is not None:
+        entry["tower"] = dict(features.part)
     if stream == "video":
         places = features.places
         entry |= {

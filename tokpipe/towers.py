@@ -95,6 +95,14 @@ class _Features:
         """Digest of the weights that made the rows."""
         return str(self.store.about.get("weights") or self.tower().weights)
 
+    @property
+    def part(self) -> Mapping[str, str] | None:
+        """Digest of what made rows before a projector, None where it is not known."""
+        if not self.store.about.get("weights"):
+            self.tower()
+        found: Mapping[str, str] | None = self.store.about.get("part")
+        return found
+
     def tower(self) -> Any:
         """Load the tower; check that the store's rows are of the same weights."""
         r, began = self.running, time.perf_counter()
@@ -102,7 +110,8 @@ class _Features:
         self.seconds += time.perf_counter() - began
         known = self.store.about.get("weights")
         if known is None:
-            self.store.describe({"weights": tower.weights})
+            part = getattr(tower, "part", None)
+            self.store.describe({"weights": tower.weights, "part": part and dict(part)})
         elif known != tower.weights:
             raise WeightsMismatch(
                 "the bank holds features of other weights under this name",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +18,10 @@ from tokpipe.errors import WeightsMismatch, WeightsMissing
 
 
 def digest_of(
-    *modules: nn.Module | None, without: Sequence[str] = (), dtype: torch.dtype | None = None
+    *modules: nn.Module | None,
+    without: Sequence[str] = (),
+    keep: Callable[[str], bool] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """``sha256:...`` over names, shapes and values of all parameters and buffers.
 
@@ -26,13 +30,14 @@ def digest_of(
 
     Args:
         without: Names of submodules that do not count, as if they were not there.
+        keep: Tells by its name whether a tensor counts; None: all do.
         dtype: Floats as they would be in this one, such as the checkpoint's; None as they are.
     """
     total = hashlib.sha256()
     skipped = tuple(f"{name}." for name in without)
     for part, module in enumerate(modules):
         for name, found in _sorted(module):
-            if name.startswith(skipped):
+            if name.startswith(skipped) or (keep is not None and not keep(name)):
                 continue
             tensor = found.to(dtype) if dtype and found.is_floating_point() else found
             head = [part, name, str(tensor.dtype), list(tensor.shape)]
@@ -41,6 +46,34 @@ def digest_of(
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             )
     return f"sha256:{total.hexdigest()}"
+
+
+#: A tensor of a numbered block, a tower's last norm, and what comes after that.
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.")
+_NORM = re.compile(r"^(?:post_layernorm|layernorm|norm)\.")
+_AFTER = ("head.", "pooler.", "merger.", "deepstack_merger_list.")
+
+
+def part_digest(tower: nn.Module, blocks: int, *, normed: bool) -> dict[str, str]:
+    """What tells whether two models share the part of a tower that made some hidden states.
+
+    Args:
+        blocks: Blocks that ran before those states.
+        normed: The tower's last norm went over them.
+
+    Returns:
+        ``weights``, the digest of embeddings, those blocks and that norm, and the ``dtype`` they
+        have in the checkpoint: only digests of one dtype can be compared.
+    """
+
+    def counts(name: str) -> bool:
+        found = _BLOCK.search(name)
+        if found is not None:
+            return int(found.group(1)) < blocks
+        return not name.startswith(_AFTER) and (normed or _NORM.match(name) is None)
+
+    dtype = next(iter(tower.state_dict().values())).dtype
+    return {"weights": digest_of(tower, keep=counts), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _sorted(module: nn.Module | None) -> Iterable[tuple[str, Tensor]]:

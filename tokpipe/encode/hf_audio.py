@@ -20,6 +20,7 @@ from tokpipe.encode._hf.load import find_family
 from tokpipe.encode._weights import check_digest
 
 if TYPE_CHECKING:
+    from tokpipe.encode._projection import Projection
     from tokpipe.encode._sound.tower import Sound
     from tokpipe.encode._tower import AudioTower, Outline
 
@@ -111,6 +112,23 @@ class HfAudio:
         tower = load_tower(family, place, kind, compile=compile)
         check_digest(tower.weights, self.digest or None, self.weights or self.model)
         return tower
+
+    def load_projector(
+        self, device: torch.device | str = "cpu", dtype: str = "float32", *, check: bool = True
+    ) -> Projection:
+        """Read the projector: what makes tokens of rows of stage ``pre_projector``.
+
+        Args:
+            check: Read the tower's weights too, for its digest; they go away again.
+
+        Raises:
+            ModelError: There is none.
+            WeightsMissing, WeightsMismatch, ResourceError: See :meth:`load`.
+        """
+        from tokpipe.encode._sound.projector import load_projector
+
+        place, kind = settle(device, dtype)
+        return load_projector(family_of(self), place, kind, check=check)
 
 
 @lru_cache(maxsize=64)

@@ -24,12 +24,14 @@ from tokpipe.errors import ModelError
 if TYPE_CHECKING:
     from tokpipe.encode._hf.family import Family
     from tokpipe.encode._merging.in_encoder import InEncoder
+    from tokpipe.encode._projection import Projection
     from tokpipe.encode._tower import Outline, Places, VisionTower
 
 _PLAIN = "tokpipe.encode._hf.plain:PlainFamily"
 _QWEN = "tokpipe.encode._hf.qwen:"
 _LLAVA = "tokpipe.encode._hf.llava:"
 _GEMMA = "tokpipe.encode._hf.gemma:"
+_OMNI = "tokpipe.encode._hf.omni:"
 #: Where the family of a ``model_type`` lives, ``module:Class``.
 FAMILIES = {
     "clip": _PLAIN,
@@ -44,7 +46,11 @@ FAMILIES = {
     "qwen2_vl": _QWEN + "Qwen2VlFamily",
     "qwen2_5_vl": _QWEN + "Qwen25VlFamily",
     "qwen3_vl": _QWEN + "Qwen3VlFamily",
-    "video_llama_3": _QWEN + "VideoLlama3Family",
+    "qwen2_5_omni": _OMNI + "Qwen25OmniFamily",
+    "qwen2_5_omni_thinker": _OMNI + "Qwen25OmniFamily",
+    "qwen3_omni_moe": _OMNI + "Qwen3OmniFamily",
+    "qwen3_omni_moe_thinker": _OMNI + "Qwen3OmniFamily",
+    "video_llama_3": "tokpipe.encode._hf.video_llama:VideoLlama3Family",
     "llava": _LLAVA + "LlavaFamily",
     "llava_next": _LLAVA + "LlavaNextFamily",
     "llava_onevision": _LLAVA + "LlavaOnevisionFamily",
@@ -165,6 +171,21 @@ class HfVision:
         from tokpipe.encode._merging.options import with_inside
 
         return with_inside(tower, self._rule(), self.inside)
+
+    def load_projector(
+        self, device: torch.device | str = "cpu", dtype: str = "float32", *, check: bool = True
+    ) -> Projection:
+        """Read the projector: what makes tokens of rows of stage ``pre_projector``.
+
+        Args:
+            check: Read the tower's weights too, for its digest; they go away again.
+
+        Raises:
+            ModelError: There is none, or it needs more than a cache holds.
+            WeightsMissing, WeightsMismatch, ResourceError: See :meth:`load`.
+        """
+        place, kind = settle(device, dtype)
+        return family_of(self).load_projector(place, kind, check=check)
 
     def _rule(self) -> InEncoder:
         from tokpipe.encode._merging.options import rule_of

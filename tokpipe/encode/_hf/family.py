@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from tokpipe.encode._projection import Projection
 from tokpipe.encode._tower import Outline, Places, VisionTower
 from tokpipe.errors import ModelError
 
@@ -45,6 +46,16 @@ class Family(Protocol):
         """Read the weights of the front end only; no language model.
 
         The tower's ``weights`` is its digest; ``hf_vision`` compares it with the one on record.
+        """
+        ...
+
+    def load_projector(
+        self, device: torch.device, dtype: torch.dtype, *, check: bool
+    ) -> Projection:
+        """Read the projector alone; with ``check`` the tower too, for its digest, on the CPU.
+
+        Raises:
+            ModelError: There is none, or it does not work on rows of a cache.
         """
         ...
 

@@ -21,8 +21,9 @@ from tokpipe.encode._hf.pixels import frame_for
 from tokpipe.encode._hf.steps import prefix_of, steps_of
 from tokpipe.encode._hf.views import Layout, Look, View, look_of, raster, spans, with_class
 from tokpipe.encode._hf.vit import Depth
+from tokpipe.encode._projection import Projection
 from tokpipe.encode._tower import Outline, Places
-from tokpipe.encode._weights import digest_of
+from tokpipe.encode._weights import digest_of, part_digest
 from tokpipe.errors import ModelError, TokpipeError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class FrontFamily:
     kind: ClassVar[Literal["image", "video"]] = "image"
     #: Tokens are pooled, see ``_pool``.
     pools: ClassVar[bool] = False
+    #: Lines of crops end with a row of the model's own.
+    newlines: ClassVar[bool] = False
     #: Prepared crops carry the picture's size, as the packing depends on it.
     stamps: ClassVar[bool] = False
 
@@ -214,21 +217,49 @@ class FrontFamily:
             getattr(library(), self.model), self.config, self.settings, drop=self._dropped()
         )
         weights = digest_of(made)  # as ``digest`` says of a whole model
+        part = None if self.post else self._part(made)
         made = placed(made, device, dtype)
         tower = getattr(made, self.tower)
         return FrontTower(
-            outline=outline, weights=weights, layout=self.layout, look=self.look,
+            outline=outline, weights=weights, part=part, layout=self.layout, look=self.look,
             post=self.post,
             steps=steps_of(
                 tower, self.states, self.depth, normed=self.normed, compiled=compile,
                 classes=self._classes(),
             ),
-            head=Head(
-                project=self._project(made), pool=self._pool(made) if self.pooling else None
-            ),
-            members=self._members().to(device), classes=self._classes(),
+            head=self._head(made), members=self._members().to(device), classes=self._classes(),
             newline=getattr(made, "image_newline", None), dtype=dtype,
             stamp=self.tiled and self.stamps,
+        )  # fmt: skip
+
+    def _head(self, model: Any) -> Head:
+        return Head(project=self._project(model), pool=self._pool(model) if self.pooling else None)
+
+    def _part(self, model: Any) -> dict[str, str]:
+        """Digest of what makes the rows before the projector."""
+        tower = getattr(model, self.tower)
+        tower = getattr(tower, "vision_model", tower)
+        return part_digest(tower, max(self.states), normed=self.normed)
+
+    def load_projector(
+        self, device: torch.device, dtype: torch.dtype, *, check: bool
+    ) -> Projection:
+        """See ``Family``."""
+        if self.tiled and self.newlines:
+            raise ModelError(
+                f"crops of `{self.settings.model}` are packed after the projector, which a cache "
+                "from before it does not allow",
+                hint="encode the media with --stage post_projector",
+            )
+        drop = self._dropped() if check else (*self._dropped(), self.tower)
+        made = front_end(getattr(library(), self.model), self.config, self.settings, drop=drop)
+        weights = digest_of(made) if check else None
+        part = self._part(made) if check else None
+        head = self._head(placed(made, device, dtype))
+        return Projection(
+            project=lambda rows: head.tokens(rows[None])[0], weights=weights, part=part,
+            needs=None if head.pool is None else head.pool.members(), side=self.grid,
+            made=self.tokens,
         )  # fmt: skip
 
     def _states(self) -> tuple[tuple[int, ...], bool]:

@@ -7,7 +7,7 @@ order too), n tokens of a picture, D width of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ class FrontTower:
     """A loaded tower and projector.
 
     Attributes:
+        part: Digest of what makes the rows before the projector, where these are the tokens.
         layout: What is seen of a picture of some height and width.
         look: How its pixels become numbers.
         post: Tokens are those after the projector.
@@ -42,6 +43,7 @@ class FrontTower:
 
     outline: Outline
     weights: str
+    part: Mapping[str, str] | None
     layout: Callable[[int, int], Layout]
     look: Look
     steps: Steps

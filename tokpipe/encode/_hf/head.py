@@ -34,8 +34,12 @@ class Pool:
 
     def needed(self, live: Tensor) -> Tensor:
         """Patches bool [P] that the live tokens [n] are made of."""
-        every = torch.eye(self.side**2, device=live.device)
-        return (self.columns(every[None])[0, live] > 0).any(0)
+        return self.members().to(live.device)[live].any(0)
+
+    def members(self) -> Tensor:
+        """Patches bool [n, P] that each token of a tile is made of."""
+        made: Tensor = self.columns(torch.eye(self.side**2)[None])[0] > 0
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,7 @@ class LlavaNextFamily(LlavaFamily):
     """LLaVA-NeXT."""
 
     model = "LlavaNextModel"
+    newlines = True
     stamps = True
 
     def _facts(self) -> Mapping[str, Any]:

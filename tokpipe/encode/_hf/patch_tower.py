@@ -42,6 +42,7 @@ class PatchTower(ABC):
     """A loaded front end that takes packed patches.
 
     Attributes:
+        part: Digest of what makes the rows before the projector, where these are the tokens.
         visual: The vision tower.
         project: Rows before the projector to tokens, [m, Dp] to [m, D]; the same module
             ``post_projector`` runs.
@@ -54,6 +55,7 @@ class PatchTower(ABC):
 
     outline: Outline
     weights: str
+    part: Mapping[str, str] | None
     layout: Layout
     visual: Any
     project: nn.Module

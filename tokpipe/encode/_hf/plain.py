@@ -25,8 +25,9 @@ from tokpipe.encode._hf.load import config_source, front_end, library, placed, r
 from tokpipe.encode._hf.pixels import Pixels, frame_for, patch_places, pixels_of
 from tokpipe.encode._hf.text import TextTower
 from tokpipe.encode._hf.vit import Vit, Walked, blocks_of, class_row, depth_of
+from tokpipe.encode._projection import Projection
 from tokpipe.encode._tower import Encoded, Outline, Places
-from tokpipe.encode._weights import digest_of
+from tokpipe.encode._weights import digest_of, part_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
@@ -103,6 +104,24 @@ class PlainFamily:
         return self.config.model_type == "clip" or alone
 
     @property
+    def normed(self) -> bool:
+        """Tokens before the projector went through the tower's last norm."""
+        return self.kind.own and self.settings.layer < 0
+
+    def load_projector(
+        self, device: torch.device, dtype: torch.dtype, *, check: bool
+    ) -> Projection:
+        """See ``Family``: none of these has one.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            f"`{self.settings.model}` has no projector to a language model",
+            hint="name a multimodal model that shares the tower",
+        )
+
+    @property
     def pools(self) -> bool:
         """It has a pooled vector."""
         return self.kind.pooling == "class" or bool(getattr(self.vision, "vision_use_head", True))
@@ -173,6 +192,7 @@ class PlainFamily:
             "prefix": self.prefix,
             "rope": self.kind.rope,
             **self.depth.about(),
+            "final_norm": self.normed and self.settings.stage == "pre_projector",
             **self.pixels.about(),
         }
 
@@ -240,6 +260,9 @@ class PlainTower:
         self._tower = getattr(model, "vision_model", model)
         projection: Any = getattr(model, "visual_projection", None)
         self.weights = digest_of(self._tower, projection)
+        self.part: dict[str, str] | None = None
+        if family.settings.stage == "pre_projector":
+            self.part = part_digest(self._tower, family.depth.layer, normed=family.normed)
         self._model, self._projection = placed(model, device, dtype), projection
         self._norm: nn.Module = getattr(self._tower, family.kind.norm)
         blocks = blocks_of(self._tower, family.depth.blocks)
@@ -319,7 +342,7 @@ class PlainTower:
         tokens = walked.hidden[:, self._family.prefix :]
         if self._family.settings.stage == "post_projector":
             tokens = self._projected(tokens)
-        elif self._family.kind.own and self._family.settings.layer < 0:
+        elif self._family.normed:
             tokens = self._norm(walked.hidden)[:, self._family.prefix :]
         columns = self.vit.columns(walked, wanted - last)
         return Encoded(data=tokens, columns=columns | self._last_columns(walked, last))

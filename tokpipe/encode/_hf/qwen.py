@@ -1,8 +1,7 @@
-"""Families whose grid varies with the picture: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, VideoLLaMA3.
+"""Families whose grid varies with the picture: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
 
 A picture at time t enters as one temporal patch (t, t): what the models do with an image, and bit
-for bit what they do with a video of that frame twice. VideoLLaMA3 has patches of one frame; its own
-compression mask is not applied, as compressing is a recipe's business.
+for bit what they do with a video of that frame twice.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 from tokpipe.encode._compiled import quiet_compiler
 from tokpipe.encode._hf.live import part_with
 from tokpipe.encode._hf.load import config_source, front_end, placed, read_processor
-from tokpipe.encode._hf.patch_tower import PatchTower, QwenTower, VideoLlama3Tower
+from tokpipe.encode._hf.patch_tower import PatchTower, QwenTower
 from tokpipe.encode._hf.patches import Layout
 from tokpipe.encode._hf.segments import NAME, register
+from tokpipe.encode._projection import Project, Projection
 from tokpipe.encode._tower import Outline, Places
-from tokpipe.encode._weights import digest_of
+from tokpipe.encode._weights import digest_of, part_digest
 from tokpipe.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 
 class PatchFamily:
-    """What the four have in common; see ``_hf.family.Family`` for the methods."""
+    """What these and VideoLLaMA3 have in common; see ``_hf.family.Family`` for the methods."""
 
     kind: Literal["image", "video"] = "image"
+    #: Parts left out where only the projector is needed.
+    beside: tuple[str, ...] = ("visual.patch_embed", "visual.blocks")
     #: Parts of the model that make its tokens.
     parts: tuple[str, ...] = ("visual",)
     #: Learned positions beside the rotary ones, and the language model's own scheme.
@@ -161,11 +163,9 @@ class PatchFamily:
     ) -> PatchTower:
         """See ``Family``."""
         outline = self.outline()
-        # The whole model's class: the library renames tensors of older layouts, and takes those
-        # of its own, only for it.
-        drop = ("model.language_model", "lm_head")
-        made = front_end(self._model(), self.config, self.settings, drop=drop).model
+        made = self.front()
         weights = digest_of(*(getattr(made, name) for name in self.parts))
+        part = None if self.post else self._part(made)
         visual, project, tower = self._tower(placed(made, device, dtype))
         register()
         visual.set_attn_implementation(NAME)
@@ -175,11 +175,39 @@ class PatchFamily:
             quiet_compiler()
             visual.compile()
         return tower(
-            outline=outline, weights=weights, layout=self.layout, visual=visual, project=project,
-            blocks=blocks, windowed=frozenset(b for i, b in enumerate(blocks) if i not in seeing),
+            outline=outline, weights=weights, part=part, layout=self.layout, visual=visual,
+            project=project, blocks=blocks,
+            windowed=frozenset(b for i, b in enumerate(blocks) if i not in seeing),
             watched=self._watched(), pixels=partial(_patches_of, self), post=self.post,
             dtype=dtype,
         )  # fmt: skip
+
+    def front(self, beside: tuple[str, ...] = ()) -> Any:
+        """The module that holds the tower, with its weights, without the parts ``beside``."""
+        # The whole model's class: the library renames tensors of older layouts, and takes those
+        # of its own, only for it.
+        drop = ("model.language_model", "lm_head", *(f"model.{name}" for name in beside))
+        return front_end(self._model(), self.config, self.settings, drop=drop).model
+
+    def _part(self, model: Any) -> dict[str, str]:
+        """Digest of what makes the rows before the projector."""
+        return part_digest(getattr(model, self.parts[0]), self.depth, normed=True)
+
+    def _rowwise(self, model: Any) -> tuple[Project, ...]:
+        """Projectors of rows [k, Dp], and of each deepstack level."""
+        width = self._width()
+        mergers = (model.visual.merger, *getattr(model.visual, "deepstack_merger_list", ()))
+        return tuple(partial(_merged, merger, width) for merger in mergers)
+
+    def load_projector(
+        self, device: torch.device, dtype: torch.dtype, *, check: bool
+    ) -> Projection:
+        """See ``Family``."""
+        made = self.front(() if check else self.beside)
+        weights = digest_of(*(getattr(made, name) for name in self.parts)) if check else None
+        part = self._part(made) if check else None
+        project, *levels = self._rowwise(placed(made, device, dtype))
+        return Projection(project=project, levels=tuple(levels), weights=weights, part=part)
 
     @classmethod
     def digest(cls, model: Any) -> str | None:
@@ -285,60 +313,10 @@ class Qwen3VlFamily(PatchFamily):
         return {"deepstack_layers": list(self._levels())}
 
 
-class VideoLlama3Family(PatchFamily):
-    """VideoLLaMA3: patches of one frame, groups averaged in the tower.
-
-    Pictures enter as frames of a video (2 x 2 patches a token), or as images (one patch a token)
-    with ``tiles``.
-    """
-
-    rope = "1-D"
-    parts = ("vision_model", "projector")
-
-    def __init__(self, config: Any, settings: HfVision) -> None:
-        self.kind = "image" if settings.tiles else "video"
-        super().__init__(config, settings)
-
-    def _model(self) -> type[nn.Module]:
-        from transformers import VideoLlama3ForConditionalGeneration
-
-        return VideoLlama3ForConditionalGeneration
-
-    def _layout(self) -> Layout:
-        # The tower takes any merge; processors say which, that of images another than of videos.
-        found = read_processor(*config_source(self.settings), self.kind)
-        return Layout(int(found.merge_size))
-
-    def _every(self) -> int:
-        return int(self.vision.num_hidden_layers)
-
-    def _dims(self) -> tuple[int, int]:
-        return self._width(), int(self.config.text_config.hidden_size)
-
-    def _facts(self) -> Mapping[str, Any]:
-        return {"grouped": "mean", "enters_as": self.kind, "compression_mask": False}
-
-    def _tower(self, model: Any) -> tuple[Any, nn.Module, type[PatchTower]]:
-        return model.vision_model, model.projector, VideoLlama3Tower
-
-    def _cut(self, visual: Any) -> tuple[nn.Module, ...]:
-        layers = visual.encoder.layers
-        if self.depth < len(layers):
-            # A hidden state between two blocks is one no norm has been over.
-            visual.encoder.layers, visual.post_layernorm = layers[: self.depth], nn.Identity()
-        return tuple(block.self_attn for block in visual.encoder.layers)
-
-    def process(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See the base class; each picture is a video of one frame, with its bounds."""
-        if self.kind == "image":
-            return super().process(pictures)
-        low, high = self._bounds()
-        made = self._processor()(
-            videos=[picture[None] for picture in pictures], do_sample_frames=False,
-            size={"shortest_edge": low, "longest_edge": high}, use_token_compression=False,
-            input_data_format="channels_first", return_tensors="pt",
-        )  # fmt: skip
-        return made["pixel_values_videos"], made["video_grid_thw"]
+def _merged(merger: nn.Module, width: int, rows: Tensor) -> Tensor:
+    """Tokens [k, D] of rows [k, s^2 x width] of merge groups."""
+    made: Tensor = merger(rows.reshape(-1, width))
+    return made
 
 
 def _patches_of(family: PatchFamily, pictures: Tensor) -> Tensor:
