@@ -79,7 +79,7 @@ def show_export(record: ExportRecord, screen: Screen) -> None:
     parts = [plural(record.tokens, "media token")]
     if record.added > 0:
         parts.append(f"{record.added:,} added for the consumer")
-    parts += [f"{count:,} {what}" for what, count in record.items.items()]
+    parts += [plural(count, what.removesuffix("s")) for what, count in record.items.items()]
     screen.say(f"{record.output}  {size(record.bytes)}  {joined(parts, ', ')}")
     for note in record.notes:
         screen.warn(note)

@@ -125,3 +125,17 @@ def test_folder_holds_what_made_it(run: Any, cache: Path, tmp_path: Path) -> Non
     run("export", cache, "--to", "webdataset", "-o", out)
     mark = json.loads((out / ".tokpipe-export.json").read_text())
     assert mark["to"] == "webdataset" and "params" in mark
+
+
+def test_items_of_a_dataset(run: Any, cache: Path, tmp_path: Path, events: Any) -> None:
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    folder = tmp_path / "caches"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(cache, folder / f"{name}{END}")
+    assert run("dataset", "pack", folder, packed, "--key", "name").exit_code == 0
+    assert "written into a dataset" in run("export", packed, "--to", "npz").stderr
+    items = events(run("export", packed, "--to", "npz", "-o", out, "--json"))[:-1]
+    assert [Path(i["output"]).name for i in items] == ["a.npz", "b.npz"]
+    *_, item, _ = events(run("export", packed, "--to", "webdataset", "-o", out / "w", "--json"))
+    assert item["status"] == "done" and item["tokens"] == 300

@@ -93,7 +93,7 @@ def export_all(
     Raises:
         OutputExists: The target is there and differs.
     """
-    record = ExportRecord([str(p) for p in paths], str(target), name)
+    record = ExportRecord([str(p) for p in getattr(paths, "names", paths)], str(target), name)
     digests = []
     for path in paths:
         with error_context(str(path)), open_cache(path) as cache:

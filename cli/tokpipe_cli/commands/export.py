@@ -17,6 +17,7 @@ from tokpipe_cli.jsonl import emit, summarise
 if TYPE_CHECKING:
     from tokpipe.errors import TokpipeError
     from tokpipe.export import Exporter, ExportRecord
+    from tokpipe.export._inputs import CacheFiles
 
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe export --list\n\n"
@@ -72,6 +73,7 @@ def export(
     One output a cache, beside it, or in -o; forms for many caches make one output, -o.
     """
     from tokpipe.export import exporter_from
+    from tokpipe.export._inputs import CacheFiles
 
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     if list_:
@@ -89,7 +91,8 @@ def export(
             hint=exporter.python,
         )
     run = _Run(screen, to, name, exporter, from_source, force=force)
-    run.all(_found(files), output)
+    with CacheFiles(_found(files)) as caches:
+        run.all(caches, output)
     raise typer.Exit(run.close())
 
 
@@ -107,13 +110,17 @@ def _fitting(to: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(files: list[Path] | None) -> list[Path]:
+    """Caches named or found in folders, and packed datasets."""
     from tokpipe.batch.dedup import find_caches
+    from tokpipe.cache.dataset_info import is_dataset
 
-    found = find_caches(files or [])
+    found = []
+    for given in files or []:
+        found += [given] if is_dataset(given) else find_caches([given])
     if not any(path.exists() for path in found):
         what = f"no such file `{found[0]}`" if found else "no token caches were found"
         raise UsageProblem(what, hint="name token caches, or folders that hold some")
-    return found
+    return list(dict.fromkeys(found))
 
 
 class _Run:
@@ -130,13 +137,14 @@ class _Run:
         self.statuses: list[str] = []
         self.codes: list[int] = []
 
-    def all(self, paths: list[Path], output: str | None) -> None:
+    def all(self, caches: CacheFiles, output: str | None) -> None:
         """Export every cache."""
         if self.exporter.whole:
-            self._whole(paths, output)
+            self._whole(caches, output)
             return
-        for path, target in _targets(paths, output, self.name, self.exporter.suffix):
-            self._guarded(path, target, self._one)
+        targets = _targets(caches.names, output, self.name, self.exporter.suffix)
+        for number, target in enumerate(targets):
+            self._guarded(caches, number, target, self._one)
 
     def close(self) -> int:
         """The summary, and the exit code."""
@@ -157,7 +165,7 @@ class _Run:
             exporter = replace(exporter, from_source=str(_media_of(path, self.source)))
         self._done(export_cache(path, target, self.name, exporter, force=self.force))
 
-    def _whole(self, paths: list[Path], output: str | None) -> None:
+    def _whole(self, caches: CacheFiles, output: str | None) -> None:
         from tokpipe.export import export_all
 
         if output is None:
@@ -165,12 +173,14 @@ class _Run:
                 f"`{self.name}` makes one output of all caches", hint="name it with -o"
             )
         target = Path(output)
-        good = [p for p in paths if self._guarded(p, target, self._check)]
-        if good:
+        good = [n for n in range(len(caches)) if self._guarded(caches, n, target, self._check)]
+        if not good:
+            return
+        with caches.chosen(good) as chosen:
             self._guarded(
-                good[0], target,
+                chosen, 0, target,
                 lambda _, t: self._done(
-                    export_all(good, t, self.name, self.exporter, force=self.force)
+                    export_all(chosen, t, self.name, self.exporter, force=self.force)
                 ),
             )  # fmt: skip
 
@@ -179,14 +189,14 @@ class _Run:
 
         check_cache(path, self.name, self.exporter)
 
-    def _guarded(self, path: Path, target: Path, work: Any) -> bool:
+    def _guarded(self, caches: CacheFiles, number: int, target: Path, work: Any) -> bool:
         """Do the work; an error is shown, counted and not passed on."""
         from tokpipe.errors import TokpipeError
         from tokpipe.export import ExportRecord
 
         problem: TokpipeError
         try:
-            work(path, target)
+            work(caches[number], target)
         except TokpipeError as error:
             problem = error
         except OSError as error:
@@ -196,7 +206,7 @@ class _Run:
         self.statuses.append("failed")
         self.codes.append(problem.exit_code)
         if self.screen.json:
-            record = ExportRecord([str(path)], str(target), self.name)
+            record = ExportRecord([str(caches.names[number])], str(target), self.name)
             emit("item", **record.to_dict(), error=problem.to_dict())
         show_error(problem)
         return False
@@ -210,24 +220,24 @@ class _Run:
         show_export(record, self.screen)
 
 
-def _targets(
-    paths: list[Path], output: str | None, name: str, suffix: str
-) -> list[tuple[Path, Path]]:
+def _targets(names: list[Path], output: str | None, name: str, suffix: str) -> list[Path]:
     """An output for each cache, no two alike."""
     from tokpipe.batch import Entry, assign_outputs
+    from tokpipe.cache.dataset_info import is_dataset
     from tokpipe.run import SUFFIX
 
+    if output is None and any(is_dataset(p.parent) for p in names):
+        raise UsageProblem("nothing is written into a dataset", hint="name a folder with -o")
     ending = suffix or f".{name}"
-    if output is not None and not suffix and len(paths) == 1:
+    if output is not None and not suffix and len(names) == 1:
         # Of one cache a folder is the output itself.
-        return [(paths[0], Path(output))]
-    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in paths]
+        return [Path(output)]
+    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in names]
     entries = [Entry(path, Path(path.name), named=True) for path in named]
     try:
-        targets = assign_outputs(entries, output, suffix=ending)
+        return assign_outputs(entries, output, suffix=ending)
     except FileExistsError as error:
         raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
-    return list(zip(paths, targets, strict=True))
 
 
 def _media_of(cache: Path, source: Path) -> Path:

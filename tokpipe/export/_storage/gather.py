@@ -45,14 +45,15 @@ class Gathered:
     """What a first look at all caches found; no features are read for it.
 
     Attributes:
-        paths: The caches, in the order given.
+        paths: The caches, in the order given; those of a dataset are copied out one by one, so
+            that a path is good until the next one is taken.
         ids: One id each: no dot, no slash, no two the same.
         tensors: Every tensor that one of them has, by name.
         tokens: Tokens by stream over all caches.
         same: Metadata that are the same text in all of them.
     """
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     ids: tuple[str, ...]
     tensors: dict[str, Found] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -132,7 +133,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     """
     if not paths:
         raise CacheError("no cache to export", code="export.none", hint="name caches or folders")
-    found = Gathered(tuple(paths), item_ids(paths))
+    found = Gathered(paths, item_ids(getattr(paths, "names", paths)))
     for index, path in enumerate(paths):
         with open_cache(path) as cache:
             _look(found, cache, path.name)
