@@ -151,12 +151,10 @@ class Jsonl:
         if not pairs:
             tally.without.append(key)
             return
-        source = Path(self.from_source)
-        found = str(source / media if source.is_dir() else source) if self.from_source else ""
         board = make_board(
             cache, target / "images" / key, ("hf",), Wish(self.max_frames, self.max_side, False),
             Look(self.format, self.quality, self.max_side), transcript_of(cache), lambda *_: 0,
-            from_source=found,
+            from_source=self.from_source,
         )  # fmt: skip
         tally.pictures += len(board.shown)
         tally.tokens += sum(one.moment.tokens for one in board.shown)

@@ -46,7 +46,7 @@ class Storyboard:
         api: Whose messages to write: openai (also vLLM, SGLang, LMDeploy), anthropic, gemini, qwen,
             hf or all.
         prompt: The question at the end of the messages; without one it is yours to add.
-        from_source: Path of the media, whose pictures are then read again at full resolution.
+        from_source: The media or its folder: pictures are then read again at full resolution.
         transcript: A .vtt, .srt or .jsonl file (start, stop, text); empty: the cache's own, `none`:
             none.
         max_frames: Pictures at most, spread evenly and chosen by rank; 0: as many as the API takes.
@@ -112,9 +112,10 @@ class Storyboard:
                 _dump(request, target / f"messages.{name}.json")
                 count += 1
         notes += self._remarks(board)
+        items = {"frames": len(board.shown), "messages": count}
         return Written(
             tokens=sum(one.moment.tokens for one in board.shown), added=-1,
-            items={"frames": len(board.shown), "messages": count, "transcript lines": len(lines)},
+            items=items | ({"transcript lines": len(lines)} if lines else {}),
             notes=tuple(notes), example=_EXAMPLE[apis[0]],
         )  # fmt: skip
 

@@ -64,8 +64,8 @@ def board_frames(
     Args:
         cache: Of the signal domain; of any with ``from_source``.
         look: Format, quality and size; JPEG of quality 90 as large as the pictures are.
-        from_source: Path of the media the cache was made from: pictures are then decoded from it
-            at the cache's times, at full resolution.
+        from_source: Path of the media the cache was made from, or its folder: pictures are then
+            decoded from it at the cache's times, at full resolution.
         max_frames: At most so many, spread evenly and chosen by rank; 0 is all.
         repeats: Also pictures that look like the one before.
         moments: These instead of those of :func:`board_moments`.
@@ -79,7 +79,7 @@ def board_frames(
     found = board_moments(cache, repeats=repeats) if moments is None else moments
     chosen, look = fewer(found, max_frames), look or Look()
     if from_source:
-        yield from _from_source(cache, Path(from_source), chosen, look)
+        yield from _from_source(cache, source_path(cache, from_source), chosen, look)
     else:
         yield from _rebuilt(cache, chosen, look)
 
@@ -125,7 +125,7 @@ def picture_size(cache: TokenCache, from_source: str = "") -> tuple[int, int]:
     if not from_source:
         grid = cache.metadata["tokpipe.grid"]
         return int(grid["cols"]) * int(grid["cell"]), int(grid["rows"]) * int(grid["cell"])
-    video = check_source(cache, Path(from_source)).video
+    video = check_source(cache, source_path(cache, from_source)).video
     if video is None:
         raise MediaError(f"`{from_source}` has no video", hint="name the file with the pictures",
                          code="export.source")  # fmt: skip
@@ -146,6 +146,12 @@ def check_pictures(cache: TokenCache) -> None:
             hint=f"name the media it was made from (--from-source {name}), or export the cache "
             "made without --encoder", code="export.domain",
         )  # fmt: skip
+
+
+def source_path(cache: TokenCache, from_source: str) -> Path:
+    """The media: a file, or in a folder the one of the name that the cache has on record."""
+    path = Path(from_source)
+    return path / str(cache.info.get("name", "")) if path.is_dir() else path
 
 
 def check_source(cache: TokenCache, path: Path) -> MediaInfo:
