@@ -78,7 +78,7 @@ def cache_of(
         spans = torch.stack([at, at + 0.04], 1)
         streams["audio"] = tokpipe.sound_tokens(rows(audio, width, 9, dtype), spans)
     lost = 0.0 if keep is None else float((~keep).sum())
-    return tokpipe.save_cache(
+    written: Path = tokpipe.save_cache(
         path, streams, encoder=dict.fromkeys(streams, facts), grid=GRID, dropped={"video": lost},
         force=True,
         source={
@@ -86,3 +86,4 @@ def cache_of(
             "method": None, "container": None, "streams": [{"kind": name} for name in streams],
         },
     )  # fmt: skip
+    return written

@@ -53,10 +53,9 @@ def cache(served: Any, model: Callable[[str], str], tmp_path: Path) -> Callable[
     """A cache of a kind."""
 
     def of(kind: str, **how: Any) -> Path:
-        levels = served.LEVELS.get(kind, 0)
-        return served.cache_of(
-            tmp_path / "film.tokpipe.safetensors", model(kind), **{"levels": levels, **how}
-        )
+        how = {"levels": served.LEVELS.get(kind, 0), **how}
+        made: Path = served.cache_of(tmp_path / "film.tokpipe.safetensors", model(kind), **how)
+        return made
 
     return of
 

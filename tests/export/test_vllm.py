@@ -20,7 +20,8 @@ from torch import Tensor
 from tokpipe.cache.reader import open_cache
 from tokpipe.errors import CacheError, RecipeError
 from tokpipe.export import exporter_from
-from tokpipe.export._models.rope import Pictures, Text, mrope_positions, time_ticks
+from tokpipe.export._models.rope import Pictures, Span, Text, mrope_positions, time_ticks
+from tokpipe.export._run import export_cache
 from tokpipe.export._servers.serial import decoded
 from tokpipe.export.vllm import to_vllm
 
@@ -55,10 +56,9 @@ def cache(served: Any, model: Callable[[str], str], tmp_path: Path) -> Callable[
     """A cache of a kind."""
 
     def of(kind: str, **how: Any) -> Path:
-        levels = served.LEVELS.get(kind, 0)
-        return served.cache_of(
-            tmp_path / "film.tokpipe.safetensors", model(kind), **{"levels": levels, **how}
-        )
+        how = {"levels": served.LEVELS.get(kind, 0), **how}
+        made: Path = served.cache_of(tmp_path / "film.tokpipe.safetensors", model(kind), **how)
+        return made
 
     return of
 
@@ -70,7 +70,8 @@ def export(path: Path, target: Path, how: str = "vllm", **more: Any) -> Any:
 
 
 def request(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    made: dict[str, Any] = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    return made
 
 
 def parts(folder: Path) -> list[dict[str, Any]]:
@@ -111,7 +112,9 @@ def test_a_video_over_http(
         assert float(decoded(value["second_per_grid_ts"])) == 1.5
     assert len(part["uuid"]) == 64 and int(part["uuid"], 16) >= 0
     assert written.tokens == len(rows) and written.items == {"videos": 1}
-    assert "--enable-mm-embeds --limit-mm-per-prompt '{\"video\": 0}'" in written.example
+    assert (
+        '--enable-mm-embeds --limit-mm-per-prompt \'{"image": 0, "video": 0}\'' in written.example
+    )
     assert ("--video-pruning-rate" in written.example) == (kind != "qwen2_vl")
     told = any("not their times" in note for note in written.notes)
     assert told == (kind == "qwen2_vl")
@@ -259,7 +262,11 @@ def test_positions_vllm_will_count(cache: Callable[..., Path], tmp_path: Path) -
     pace = float(decoded(value["second_per_grid_ts"]))
     counted = torch.tensor(vllm_positions(6, value["video_grid_thw"], pace, 2)).T
     assert counted[0, 6::6].tolist() == [6, 9, 12, 15, 16]
-    spans = [Text(6), Pictures(time_ticks(torch.tensor([0, 1.5, 3, 4.5]), 2.0), 2, 3), Text(1)]
+    spans: list[Span] = [
+        Text(6),
+        Pictures(time_ticks(torch.tensor([0, 1.5, 3, 4.5]), 2.0), 2, 3),
+        Text(1),
+    ]
     assert torch.equal(counted, mrope_positions(spans, "vllm"))
 
 
@@ -313,6 +320,12 @@ def test_refusals(
     if code == "export.layout":
         assert "transformers" in refused.value.hint and "sglang" in refused.value.hint
         assert "--layout frames" in refused.value.hint
+
+
+def test_the_example_names_the_folder(cache: Callable[..., Path], tmp_path: Path) -> None:
+    _, exporter = exporter_from("vllm:form=ec")
+    record = export_cache(cache("qwen2_vl"), tmp_path / "ec", "vllm", exporter)
+    assert str(tmp_path / "ec") in record.example and ".tmp" not in record.example
 
 
 def test_no_model_on_record(served: Any, tmp_path: Path) -> None:

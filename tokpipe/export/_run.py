@@ -150,6 +150,8 @@ def _output(
             (temporary / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
         _publish(temporary, goal, record, force=force)
         record.bytes = size_of(goal)
+        # Exporters know the temporary name alone.
+        record.example = record.example.replace(temporary.name, str(goal))
     finally:
         _remove(temporary)
         record.seconds = round(time.perf_counter() - begun, 4)

@@ -56,7 +56,7 @@ def offline(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
     """``inputs.pt`` and ``run.py``."""
     sent = sent_of(cache, _wish(exporter))
     torch.save(python_inputs(sent, exporter.prompt), target / "inputs.pt")
-    limits = {one.modality: 0 for one in sent}
+    limits = _limits(sent)
     name = str(cache.info.get("name", "a cache")).replace('"""', "")
     script = _RUN.format(model=sent[0].target.name, name=name, limits=limits)
     (target / "run.py").write_text(script, encoding="utf-8")
@@ -130,8 +130,14 @@ def _wish(exporter: Vllm) -> Wish:
     )
 
 
+def _limits(sent: Sequence[Sent]) -> dict[str, int]:
+    """Limits under which vLLM loads no tower: one that sees needs both of its modalities at 0."""
+    named = {"audio"} if all(one.modality == "audio" for one in sent) else {"image", "video"}
+    return dict.fromkeys(sorted(named | {one.modality for one in sent}), 0)
+
+
 def _serve(sent: Sequence[Sent]) -> str:
-    limits = json.dumps({one.modality: 0 for one in sent})
+    limits = json.dumps(_limits(sent))
     kinds = [one.target.kind for one in sent if one.modality == "video"]
     # EVS works on embeddings too.
     prunes = any(kind.paced or kind.stamped for kind in kinds)
