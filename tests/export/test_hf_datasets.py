@@ -159,6 +159,6 @@ def test_datasets_as_arrays_refuse_another_width(storage: Any, tmp_path: Path) -
     paths = [storage.write_feature(tmp_path / f"{w}{storage.SUFFIX}", width=w) for w in (8, 16)]
     with pytest.raises(CacheError, match="8 wide in"):
         export(tmp_path / "out", paths)
+    one = storage.write_feature(tmp_path / f"b{storage.SUFFIX}", "BF16")
     with pytest.raises(CacheError, match="Arrow has no bfloat16"):
-        one = storage.write_feature(tmp_path / f"b{storage.SUFFIX}", "BF16")
         export(tmp_path / "out", [one], "dtype=keep")

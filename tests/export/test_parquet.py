@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 Some = Callable[[str], list[Path]]
-READ = {"float16": np.float16, "float32": np.float32}
 
 
 def export(target: Path, paths: list[Path], params: str = "") -> Written:
@@ -34,7 +34,7 @@ def of_item(folder: Path, stream: str, key: str) -> Any:
 def column(table: Any, name: str) -> np.ndarray[Any, Any]:
     """A column of the format, put together from those of the table."""
     parts = [table[part].to_numpy() for part in PARTS.get(name, (name,))]
-    return np.stack(parts, 1) if name in PARTS else parts[0]
+    return np.stack(parts, 1) if name in PARTS else np.asarray(parts[0])
 
 
 def bf16(data: bytes) -> np.ndarray[Any, Any]:
@@ -67,7 +67,7 @@ def test_parquet_has_a_row_for_each_token(
             edges = held.pop(f"{stream}.members_offsets")
             members = held.pop(f"{stream}.members")
             assert table["members"].to_pylist() == [
-                members[a:b].tolist() for a, b in zip(edges, edges[1:], strict=False)
+                members[a:b].tolist() for a, b in pairwise(edges)
             ]
             for name in (n for n in held if n.startswith(f"{stream}.")):
                 short = name.partition(".")[2]
@@ -164,7 +164,7 @@ def test_parquet_has_a_row_group_for_each_item(storage: Any, some: Some, tmp_pat
 
 def test_parquet_refuses_caches_of_another_width(storage: Any, tmp_path: Path) -> None:
     paths = [storage.write_feature(tmp_path / f"{w}{storage.SUFFIX}", width=w) for w in (8, 16)]
-    with pytest.raises(CacheError, match="8 wide in `8.tokpipe.*16 in `16.tokpipe") as error:
+    with pytest.raises(CacheError, match=r"8 wide in `8\.tokpipe.*16 in `16\.tokpipe") as error:
         export(tmp_path / "out", paths)
     assert error.value.code == "export.mixed"
     export(tmp_path / "items", paths, "rows=item")

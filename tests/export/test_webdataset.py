@@ -199,14 +199,14 @@ def test_energon_reads_the_samples(storage: Any, some: Some, tmp_path: Path) -> 
     paths = some("F16")
     export(tmp_path / "out", paths)
 
-    class Plain(energon.DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = (energon.Cooker(energon.stateless(lambda sample: sample)),)
-
-        def batch(self, samples: list[Any]) -> list[Any]:
-            return samples
-
+    # Samples as they come; a class of its own, as energon asks for one.
+    members = {
+        "cookers": (energon.Cooker(energon.stateless(lambda sample: sample)),),
+        "batch": lambda self, samples: samples,
+    }
+    plain = type("Plain", (energon.DefaultTaskEncoder,), members)
     data = energon.get_val_dataset(
-        tmp_path / "out", split_part="train", batch_size=1, task_encoder=Plain(),
+        tmp_path / "out", split_part="train", batch_size=1, task_encoder=plain(),
         worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
     )  # fmt: skip
     found = {batch[0]["__key__"]: batch[0] for batch in energon.get_loader(data)}

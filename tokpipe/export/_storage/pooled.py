@@ -46,12 +46,21 @@ def mean_rows(cache: TokenCache, stream: str) -> tuple[Floats, Floats]:
         tokens = cache.column(f"{stream}.tokens", start, start + _ROWS).astype(np.float64)
         rows = np.column_stack([tokens, np.ones(len(tokens))]) * weight[part, None]
         single = one[part]
-        np.add.at(total, first[part][single], rows[single])
-        np.add.at(change, first[part][~single], rows[~single])
-        np.subtract.at(change, after[part][~single], rows[~single])
+        _add(total, first[part][single], rows[single])
+        _add(change, first[part][~single], rows[~single])
+        _add(change, after[part][~single], -rows[~single])
     if not one.all():
         total += np.cumsum(change[:-1], axis=0)
     return total[:, :-1] / np.maximum(total[:, -1:], np.finfo(np.float64).tiny), times
+
+
+def _add(into: Floats, where: npt.NDArray[np.intp], rows: Floats) -> None:
+    """Add each row where it belongs; several times faster than ``np.add.at``."""
+    if len(rows):
+        order = np.argsort(where, kind="stable")
+        where = where[order]
+        starts = np.flatnonzero(np.diff(where, prepend=-1))
+        into[where[starts]] += np.add.reduceat(rows[order], starts)
 
 
 def spread(cache: TokenCache, stream: str, times: Floats, count: int) -> npt.NDArray[np.intp]:
