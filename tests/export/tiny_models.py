@@ -7,6 +7,7 @@ wide, so that every token matters. Runs with transformers 4.57 too.
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,8 +56,14 @@ _CHAT = (
 HEIGHT, WIDTH = 40, 72
 
 
-def tokenizer(image: str = "<image>", video: str = "<video>", **named: str) -> Any:
-    """A tokenizer of bytes whose special tokens have the names processors ask for."""
+def tokenizer(
+    image: str = "<image>", video: str = "<video>", old: str = "PreTrained", **named: str
+) -> Any:
+    """A tokenizer of bytes whose special tokens have the names processors ask for.
+
+    Args:
+        old: Kind of tokenizer that a processor of transformers 4 insists on.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     signs = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -65,10 +72,13 @@ def tokenizer(image: str = "<image>", video: str = "<video>", **named: str) -> A
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(list(TOKENS))
-    fast: Any = tf.PreTrainedTokenizerFast
+    bound = not NEW and old != "PreTrained"
+    fast = getattr(tf, f"{old}TokenizerFast" if bound else "PreTrainedTokenizerFast")
     return fast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>",  # noqa: S106
         extra_special_tokens={"image_token": image, "video_token": video, **named},
+        model_input_names=["input_ids", "attention_mask"],
+        **({"add_bos_token": False} if bound else {}),
     )  # fmt: skip
 
 
@@ -130,14 +140,16 @@ class Case:
                 # PaliGemma's makes numpy arrays of tensors in a way that numpy warns of.
                 warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
                 return self.processor(text=[text], images=images, return_tensors="pt", **self.call)
-        return self.processor(
-            text=[text],
-            videos=[torch.stack(frames)],
-            video_metadata=[told],
-            do_sample_frames=False,
-            return_tensors="pt",
-            **self.call,
-        )
+        how: dict[str, Any] = {"video_metadata": [told], "do_sample_frames": False}
+        if not NEW and self.name == "video_llava":
+            how = {}
+        videos = [torch.stack(frames)]
+        if not NEW and self.name == "smolvlm":
+            return self.processor(
+                text=[text], videos=[videos], video_metadata=[[told]], do_sample_frames=False,
+                return_tensors="pt", **self.call,
+            )  # fmt: skip
+        return self.processor(text=[text], videos=videos, return_tensors="pt", **how, **self.call)
 
     @torch.no_grad()
     def cache(
@@ -154,13 +166,14 @@ class Case:
             tokens = tokens.take(keep.nonzero()[:, 0])
         told = {**self.about(len(rows[0])), **facts}
         folder.mkdir(parents=True, exist_ok=True)
-        return tokpipe.save_cache(
+        made: Path = tokpipe.save_cache(
             folder / "own.tokpipe.safetensors", tokens, encoder=told, dropped=dropped,
             grid=self.grid, force=True, source={
                 "name": "film", "duration": 62.0, "size": None, "fingerprint": None,
                 "method": None, "container": None, "streams": [{"kind": "video"}],
             },
         )  # fmt: skip
+        return made
 
     def about(self, many: int) -> dict[str, Any]:
         """Facts on the encoder."""
@@ -213,6 +226,11 @@ def _clip() -> Any:
 def _pooled(case: Any, made: Any, kind: str = "image", **more: Any) -> Any:
     """``pooler_output`` of the model's own features; 4.57 returns it bare."""
     base = case.model.model
+    if not NEW and kind == "video":
+        asked = inspect.signature(base.get_video_features).parameters
+        for key in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if key in asked:
+                more[key] = getattr(case.model.config, key)
     name = "pixel_values" if "pixel_values" in made else "pixel_values_videos"
     out = getattr(base, f"get_{kind}_features")(made[name], **more)
     return getattr(out, "pooler_output", out)
@@ -316,7 +334,8 @@ def _llava_next_video() -> Case:
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = tf.LlavaNextVideoProcessor(
         tf.LlavaNextVideoVideoProcessor(**size),
-        tf.LlavaNextImageProcessor(**size, image_grid_pinpoints=PINS), tokenizer(), patch_size=8,
+        tf.LlavaNextImageProcessor(**size, image_grid_pinpoints=PINS), tokenizer(old="Llama"),
+        patch_size=8,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=chat("<image>\n", "<video>\n"),
     )  # fmt: skip
@@ -331,7 +350,8 @@ def _video_llava() -> Case:
     )  # fmt: skip
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = tf.VideoLlavaProcessor(
-        tf.VideoLlavaImageProcessor(**size), tf.VideoLlavaVideoProcessor(**size), tokenizer(),
+        tf.VideoLlavaImageProcessor(**size), tf.VideoLlavaVideoProcessor(**size),
+        tokenizer(old="Llama"),
         patch_size=8, vision_feature_select_strategy="default",
         chat_template=chat("<image>\n", "<video>\n"),
     )  # fmt: skip
@@ -429,10 +449,8 @@ def _small(kind: str, way: str) -> Case:
             name, model, processor, "image", _small_rows, (4, 4), tiles=True, order=_crops(4)
         )
     if way == "image":
-        return Case(
-            name, model, processor, "image", _small_rows, (4, 4),
-            call={"do_image_splitting": False},
-        )  # fmt: skip
+        image.do_image_splitting = False
+        return Case(name, model, processor, "image", _small_rows, (4, 4))
     return Case(name, model, processor, "video", _small_rows, (4, 4))
 
 
@@ -454,7 +472,7 @@ def _paligemma() -> Case:
     )  # fmt: skip
     image = tf.SiglipImageProcessor(size={"height": 32, "width": 32})
     image.image_seq_length = 16
-    processor = tf.PaliGemmaProcessor(image, tokenizer(), chat_template=chat())
+    processor = tf.PaliGemmaProcessor(image, tokenizer(old="Gemma"), chat_template=chat())
     model = widened(tf.PaliGemmaForConditionalGeneration(config))
     return Case("paligemma", model, processor, "image", lambda c, m: list(_pooled(c, m)), (4, 4))
 
@@ -472,7 +490,7 @@ def _gemma3() -> Case:
     )  # fmt: skip
     words = tokenizer(
         image="<image_soft_token>",
-        boi_token="<start_of_image>",
+        boi_token="<start_of_image>",  # noqa: S106
         eoi_token="<end_of_image>",  # noqa: S106
     )
     processor = tf.Gemma3Processor(
@@ -543,6 +561,8 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "video_llama_3_video": lambda: _video_llama_3("video"),
     "video_llama_3_image": lambda: _video_llama_3("image"),
 }
+if not NEW:  # transformers 4 has no VideoLLaMA3
+    MAKERS = {name: make for name, make in MAKERS.items() if "video_llama_3" not in name}
 
 
 def rows_of(cache: Path) -> Any:
