@@ -368,6 +368,16 @@ def test_features_need_the_source(film: Path, boards: Any, tmp_path: Path) -> No
             assert read_frame_number(np.asarray(image.convert("RGB"))) == number
 
 
+def test_times_between_two_frames_are_one_picture(film: Path, boards: Any, tmp_path: Path) -> None:
+    near = float(FILM[10]) + 0.01
+    path = boards.write_for(tmp_path / "f.tokpipe.safetensors", film, [near, near + 0.01, 9.0])
+    export(path, tmp_path / "out", "storyboard:api=openai", from_source=str(film.parent))
+    first, second = manifest(tmp_path / "out")
+    assert first["pts"] == float(FILM[10]) and first["tokens"] == 4
+    assert first["pts"] + first["duration"] == pytest.approx(9.0, abs=1e-6)
+    assert second["pts"] <= 9.0
+
+
 def test_another_source_is_refused(film: Path, boards: Any, tmp_path: Path, samples: Path) -> None:
     path = boards.write_for(tmp_path / "f.tokpipe.safetensors", film, [0.0])
     with pytest.raises(MediaError, match="is not the file this cache was made from") as caught:

@@ -80,7 +80,7 @@ class _TimedSource(SparseSource):
     """Decodes only what is on screen at some times."""
 
     def __init__(self, path: Path, info: MediaInfo, times: Sequence[float]) -> None:
-        super().__init__(path, info, effort="fast", fps=1.0)
+        super().__init__(path, info, effort="fast", fps=1.0, threads=None)
         self.times = times
         self.chosen: _ByTime | None = None
 

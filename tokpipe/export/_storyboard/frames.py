@@ -8,6 +8,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 #: Grey levels (RMS over a cell) below which a change is not seen. The same cell stored at two grids
 #: differs by up to 4 where nothing changed, a line of text by 20 and more.
 _UNSEEN = 5.0
+#: Seconds by which a picture's time may miss the cache's and be the same.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +204,12 @@ def _from_source(
         spool = _Spool(file)
         for place, picture in pictures_at(path, info, [m.pts for m in moments]):
             spool.put(place, picture.pts, look.encode(picture.rgb(*size)))
-        for place, (pts, data) in enumerate(spool.all()):
-            # The picture on screen then is as a rule the very one the time was taken from.
-            moment = moments[place]
-            moment = moment if abs(pts - moment.pts) < 1e-3 else replace(moment, pts=pts)
-            yield BoardFrame(moment, data, *size, {})
+        for pts, group in groupby(range(len(spool.times)), key=spool.times.__getitem__):
+            places = list(group)
+            # Times between two frames show one picture, which then stands for all of them.
+            moment = reduce(Moment.with_next, (moments[place] for place in places))
+            moment = moment if abs(pts - moment.pts) < _SAME else replace(moment, pts=pts)
+            yield BoardFrame(moment, spool.get(places[0]), *size, {})
 
 
 class _Spool:
@@ -224,8 +229,7 @@ class _Spool:
         self.ends.append(self.ends[place] + len(data))
         self.times.append(pts)
 
-    def all(self) -> Iterator[tuple[float, bytes]]:
-        """Time and bytes of each place."""
-        self.file.seek(0)
-        for pts, start, stop in zip(self.times, self.ends, self.ends[1:], strict=False):
-            yield pts, self.file.read(stop - start)
+    def get(self, place: int) -> bytes:
+        """The bytes of a place."""
+        self.file.seek(self.ends[place])
+        return self.file.read(self.ends[place + 1] - self.ends[place])
