@@ -275,4 +275,11 @@ class Family:
 
         Families whose encoder records another digest override it; see ``encode._hf``.
         """
-        return (self.base,)
+        shell = nn.Module()
+        for name, child in self.base.named_children():
+            # Before transformers 5 a tower was wrapped once more.
+            inner = getattr(child, "vision_model", None) if name.endswith("_tower") else None
+            shell.add_module(name, inner if isinstance(inner, nn.Module) else child)
+        for name, parameter in self.base.named_parameters(recurse=False):
+            shell.register_parameter(name, parameter)
+        return (shell,)
