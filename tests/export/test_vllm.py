@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokpipe.cache.reader import open_cache
-from tokpipe.errors import CacheError, RecipeError
+from tokpipe.encode.hf_vision import HfVision
+from tokpipe.errors import CacheError, RecipeError, WeightsMismatch
 from tokpipe.export import exporter_from
 from tokpipe.export._models.rope import Pictures, Span, Text, mrope_positions, time_ticks
 from tokpipe.export._run import export_cache
 from tokpipe.export._servers.serial import decoded
+from tokpipe.export.sglang import to_sglang
 from tokpipe.export.vllm import to_vllm
 
 pytest.importorskip("transformers", minversion="5.18")
@@ -67,6 +69,11 @@ def export(path: Path, target: Path, how: str = "vllm", **more: Any) -> Any:
     _, exporter = exporter_from(how, **more)
     with open_cache(path) as opened:
         return exporter.write(opened, target)
+
+
+def told(written: Any) -> list[str]:
+    """Notes, without that on weights: most folders here hold a configuration alone."""
+    return [note for note in written.notes if "weights" not in note]
 
 
 def request(folder: Path) -> dict[str, Any]:
@@ -116,8 +123,8 @@ def test_a_video_over_http(
         '--enable-mm-embeds --limit-mm-per-prompt \'{"image": 0, "video": 0}\'' in written.example
     )
     assert ("--video-pruning-rate" in written.example) == (kind != "qwen2_vl")
-    told = any("not their times" in note for note in written.notes)
-    assert told == (kind == "qwen2_vl")
+    lost = any("not their times" in note for note in written.notes)
+    assert lost == (kind == "qwen2_vl")
 
 
 def test_stored_precision_is_kept_or_cast(cache: Callable[..., Path], tmp_path: Path) -> None:
@@ -278,7 +285,7 @@ def test_uneven_times_are_told_where_the_model_cannot_know(
     assert any("unevenly apart" in note and "6.333 s" in note for note in written.notes)
     written = export(cache("qwen3_vl", times=uneven), tmp_path / "b")
     assert parts(tmp_path / "b")[0]["video_embeds"]["timestamps"] == list(uneven)
-    assert written.notes == ()
+    assert told(written) == []
 
 
 def test_a_still_is_an_image(cache: Callable[..., Path], tmp_path: Path) -> None:
@@ -337,6 +344,28 @@ def test_no_model_on_record(served: Any, tmp_path: Path) -> None:
         exporter_from("vllm:dtype=int8")
 
 
+def test_rows_of_other_weights(served: Any, beside: Callable[[str], Any], tmp_path: Path) -> None:
+    talker = beside("mrope_models").make("qwen2_5_vl")
+    for part in (talker.model, talker.processor):
+        part.save_pretrained(tmp_path / "own")
+    with torch.no_grad():
+        talker.model.model.visual.patch_embed.proj.weight += 1
+    for part in (talker.model, talker.processor):
+        part.save_pretrained(tmp_path / "other")
+    weights = HfVision(model=str(tmp_path / "own"), stage="post_projector").load().weights
+    path = served.cache_of(
+        tmp_path / "film.tokpipe.safetensors", str(tmp_path / "own"), weights=weights
+    )
+    assert export(path, tmp_path / "a").notes == ()
+    with pytest.raises(WeightsMismatch, match="other weights") as refused:
+        export(path, tmp_path / "b", model=str(tmp_path / "other"))
+    assert refused.value.code == "export.weights"
+    written = export(path, tmp_path / "c", model=str(tmp_path / "other"), allow_mismatch=True)
+    assert any("other weights" in note for note in written.notes)
+    with open_cache(path) as opened, pytest.raises(WeightsMismatch):
+        to_sglang(opened, str(tmp_path / "other"), "Why?")
+
+
 @pytest.fixture
 def board(beside: Callable[[str], Any], tmp_path: Path) -> Path:
     """A signal cache of three pictures."""
@@ -357,10 +386,10 @@ def test_keyframes_keep_their_times(
     board: Path, model: Callable[[str], str], tmp_path: Path
 ) -> None:
     written = export(board, tmp_path / "once", prompt="Why?")
-    told = request(tmp_path / "once")["media_io_kwargs"]["video"]
-    assert told["num_frames"] == -1
-    assert [i / told["fps"] for i in told["frames_indices"]] == [1.0, 13.3, 13.7]
-    assert told["total_num_frames"] / told["fps"] == 20.0
+    timing = request(tmp_path / "once")["media_io_kwargs"]["video"]
+    assert timing["num_frames"] == -1
+    assert [i / timing["fps"] for i in timing["frames_indices"]] == [1.0, 13.3, 13.7]
+    assert timing["total_num_frames"] / timing["fps"] == 20.0
     once = jpegs(tmp_path / "once")
     assert [Image.open(io.BytesIO(data)).size for data in once] == [(84, 56)] * 3
     assert any("pairs=yes" in note for note in written.notes)
@@ -380,11 +409,11 @@ def test_keyframes_keep_their_times(
 
 def test_keyframes_in_python(board: Path, model: Callable[[str], str]) -> None:
     with open_cache(board) as opened:
-        ((frames, told),) = to_vllm(opened, model("qwen2_5_vl"))["multi_modal_data"]["video"]
+        ((frames, timing),) = to_vllm(opened, model("qwen2_5_vl"))["multi_modal_data"]["video"]
     assert frames.shape == (6, 56, 84, 3) and frames.dtype == np.uint8
     assert np.array_equal(frames[0::2], frames[1::2])
-    assert told["do_sample_frames"] is False
-    assert told["frames_indices"] == [1000, 1000, 13300, 13300, 13700, 13700]
+    assert timing["do_sample_frames"] is False
+    assert timing["frames_indices"] == [1000, 1000, 13300, 13300, 13700, 13700]
 
 
 def test_signal_is_no_token_of_a_model(board: Path, tmp_path: Path) -> None:

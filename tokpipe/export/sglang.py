@@ -45,6 +45,7 @@ class SGLang:
         format: Spelling of the dictionary; ``precomputed_embedding`` carries images of Qwen2.5-VL
             only.
         dtype: Tokens are cast to it (``bfloat16``, ``float16``, ``float32``); empty leaves them.
+        allow_mismatch: Tokens of other weights than the model's are sent too.
     """
 
     source: ClassVar[str] = "sglang 0.5.23"
@@ -64,6 +65,7 @@ class SGLang:
     media: Literal["video", "image"] = "video"
     format: Literal["processor_output", "precomputed_embedding"] = "processor_output"
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""
+    allow_mismatch: bool = False
 
     def write(self, cache: TokenCache, target: Path) -> Written:
         """Write the folder.
@@ -80,6 +82,7 @@ class SGLang:
         request = request_of(
             cache, self.model, self.prompt, positions=self.positions,
             image=self.media == "image", dtype=dtype_of(self.dtype),
+            allow_mismatch=self.allow_mismatch,
         )  # fmt: skip
         check_spelling(request, self.format)
         inputs = _inputs(request, self.format)
@@ -114,6 +117,7 @@ def to_sglang(
     media: Literal["video", "image"] = "video",
     format: Literal["processor_output", "precomputed_embedding"] = "processor_output",  # noqa: A002
     dtype: Literal["", "bfloat16", "float16", "float32"] = "",
+    allow_mismatch: bool = False,
 ) -> dict[str, Any]:
     """What ``Engine.generate`` takes of a cache.
 
@@ -122,7 +126,7 @@ def to_sglang(
         model: Hub name or local folder; empty for the one the cache was encoded for.
         messages: A question, a chat, or ids with one placeholder, as ``to_model_inputs`` takes.
         processor: The model's processor or tokenizer; None reads the tokenizer of ``model``.
-        positions, media, format, dtype: As of the exporter.
+        positions, media, format, dtype, allow_mismatch: As of the exporter.
 
     Returns:
         ``input_ids`` and ``video_data`` or ``image_data``:
@@ -131,13 +135,14 @@ def to_sglang(
     Raises:
         CacheError: SGLang takes no rows of this model, or these are not its rows.
         WeightsMissing: The model's configuration or tokenizer is not there.
+        WeightsMismatch: Other weights made the tokens.
     """
     from tokpipe.export._servers.serial import dtype_of
     from tokpipe.export._servers.sglang_request import check_spelling, request_of
 
     request = request_of(
         cache, model, messages, processor=processor, positions=positions,
-        image=media == "image", dtype=dtype_of(dtype),
+        image=media == "image", dtype=dtype_of(dtype), allow_mismatch=allow_mismatch,
     )  # fmt: skip
     check_spelling(request, format)
     return _inputs(request, format)

@@ -38,6 +38,7 @@ class Vllm:
         stamps: Before each single picture of a video stands its time, as ``<1.0 seconds>``.
         uuid: Name by which vLLM caches the item; empty for a digest of what is sent.
         dtype: Tokens are cast to it (``bfloat16``, ``float16``, ``float32``); empty leaves them.
+        allow_mismatch: Tokens of other weights than the model's are sent too.
         pairs: Each keyframe is sent twice, for models that join two frames: ``auto`` asks the
             model's kind.
         from_source: The media itself, for pictures in its own size (``frames``).
@@ -68,6 +69,7 @@ class Vllm:
     stamps: bool = True
     uuid: str = ""
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""
+    allow_mismatch: bool = False
     pairs: Literal["auto", "yes", "no"] = "auto"
     from_source: str = ""
     max_frames: Annotated[int, Field(ge=0)] = 0
@@ -105,6 +107,7 @@ def to_vllm(
     media: Literal["auto", "video", "image"] = "auto",
     stamps: bool = True,
     dtype: Literal["", "bfloat16", "float16", "float32"] = "",
+    allow_mismatch: bool = False,
 ) -> dict[str, Any]:
     """What ``LLM.generate`` takes of a cache.
 
@@ -112,7 +115,7 @@ def to_vllm(
         cache: Of the signal domain (its pictures are sent) or the feature domain.
         model: Hub name or local folder; empty for the one the cache was encoded for.
         prompt: The question.
-        media, stamps, dtype: As of the exporter.
+        media, stamps, dtype, allow_mismatch: As of the exporter.
 
     Returns:
         ``prompt``: the marks of the media and the question, to be put into the model's chat
@@ -121,6 +124,7 @@ def to_vllm(
     Raises:
         CacheError: vLLM takes no such tokens of this model.
         WeightsMissing: The model's configuration is not there.
+        WeightsMismatch: Other weights made the tokens.
     """
     from tokpipe.export._servers import vllm_frames, vllm_items
     from tokpipe.export._servers.serial import dtype_of
@@ -131,5 +135,5 @@ def to_vllm(
             times, pictures = vllm_frames.doubled(times, pictures)
         data = vllm_frames.frames_data(times, pictures, cache.duration)
         return {"prompt": prompt, "multi_modal_data": data}
-    wish = vllm_items.Wish(model, media, stamps, "", dtype_of(dtype))
+    wish = vllm_items.Wish(model, media, stamps, "", dtype_of(dtype), allow_mismatch)
     return vllm_items.python_inputs(vllm_items.sent_of(cache, wish), prompt)

@@ -37,7 +37,7 @@ from tokpipe.export._models.rope import Span, Text, mrope_position_delta, mrope_
 from tokpipe.export._models.sample import sample_of
 from tokpipe.export._models.words import Words
 from tokpipe.export._servers.items import grids_of
-from tokpipe.export._servers.target import Target, check_rows, read_target
+from tokpipe.export._servers.target import Target, check_rows, check_weights, read_target
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -112,6 +112,7 @@ def request_of(
     positions: Positions = "original",
     image: bool = False,
     dtype: torch.dtype | None = None,
+    allow_mismatch: bool = False,
 ) -> Request:
     """Make a request from the pictures of a cache.
 
@@ -122,15 +123,18 @@ def request_of(
         positions: ``original`` or ``compact``.
         image: Each picture is an image of its own, not a step of a video.
         dtype: Rows are cast to it; None leaves them.
+        allow_mismatch: Take rows of other weights than the model's.
 
     Raises:
         CacheError: SGLang takes no rows of this model, or they are not this model's.
+        WeightsMismatch: Other weights made them.
         ModelError: The model has no tokenizer or chat template that can write the prompt.
     """
     media = read_media(cache, "video" if "video" in cache.streams else cache.streams[0])
     target = read_target(cache, media.stream, model)
     _check_kind(target)
     check_rows(media, target)
+    notes = check_weights(media, target, allow_mismatch=allow_mismatch)
     words = Words(read_tokenizer(target.name) if processor is None else processor)
     # Families read the configuration; nothing of the model itself is needed for a prompt.
     family = family_of(SimpleNamespace(config=target.config), words)
@@ -139,7 +143,7 @@ def request_of(
     given = Given(media={"video": media}, image=image, duration=cache.duration)
     script = family.script(given)
     prompt = prompt_of(family, script, messages, compact=positions == "compact")
-    sample = sample_of(family, prompt, script, {"video": media}, positions, ())
+    sample = sample_of(family, prompt, script, {"video": media}, positions, notes)
     places = sample.places
     if sample.positions == "original" and isinstance(family, MRope):
         places = server_positions(family, prompt)[:, prompt.kept]

@@ -1,12 +1,14 @@
-"""The model a cache goes to, read from its configuration; its weights are not read."""
+"""The model a cache goes to: its configuration, and whether its encoder made the rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokpipe.encode._hf.load import read_config
-from tokpipe.errors import CacheError
+from tokpipe.errors import CacheError, ModelError, WeightsMismatch
 from tokpipe.export._servers.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -93,3 +95,55 @@ def check_rows(media: Media, target: Target) -> None:
             f"has {len(media.deepstack)}",
             hint="encode the media with this model's own vision tower", code="export.deepstack",
         )  # fmt: skip
+
+
+def check_weights(media: Media, target: Target, *, allow_mismatch: bool) -> tuple[str, ...]:
+    """Refuse rows that another encoder made; the encoder of a local folder is read for it.
+
+    Returns:
+        Sentences on what could not be compared.
+
+    Raises:
+        WeightsMismatch: The digest on record is another one.
+    """
+    known, name = media.about.get("weights"), target.name
+    if not known:
+        return (f"the cache does not say which weights made its {media.stream} rows",)
+    if not Path(name).is_dir():
+        # Its weights may be many gigabytes away; what is recorded under its name is believed.
+        same = name == (media.about.get("target") or (media.about.get("params") or {}).get("model"))
+        note = f"the weights of `{name}` are not compared with those that made the rows"
+        return () if same else (f"{note}: give a local folder",)
+    try:
+        found = _digest(name, media.stream, _stamp(Path(name)))
+    except WeightsMismatch:
+        raise
+    except ModelError as error:
+        return (f"the weights in `{name}` are not compared: {error.message}",)
+    if found == known:
+        return ()
+    if allow_mismatch:
+        return (f"the {media.stream} rows were made by other weights than those of `{name}`",)
+    raise WeightsMismatch(
+        f"the {media.stream} rows were made by other weights than those of `{name}`: "
+        f"{str(known)[:19]}, found {found[:19]}",
+        hint="name the checkpoint the cache was made with, encode the media for this one, or set "
+        "allow_mismatch",
+        code="export.weights",
+    )
+
+
+@lru_cache(maxsize=16)
+def _digest(model: str, stream: str, _changed: float) -> str:
+    """Digest of a model's own front end, as encoders record it."""
+    from tokpipe.encode.hf_audio import HfAudio
+    from tokpipe.encode.hf_vision import HfVision
+
+    kind = HfVision if stream == "video" else HfAudio
+    tower: Any = kind(model=model, stage="post_projector").load("cpu", "bfloat16")
+    return str(tower.weights)
+
+
+def _stamp(folder: Path) -> float:
+    """Changes when a file of the folder does."""
+    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)

@@ -25,7 +25,7 @@ from tokpipe.export._servers.items import (
 )
 from tokpipe.export._servers.kinds import Modality
 from tokpipe.export._servers.serial import encoded
-from tokpipe.export._servers.target import Target, check_rows, read_target
+from tokpipe.export._servers.target import Target, check_rows, check_weights, read_target
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -42,6 +42,7 @@ class Sent:
         stamps: Text before each item; empty where there is none.
         target: The model.
         media: The stream.
+        notes: What could not be checked.
     """
 
     modality: Modality
@@ -50,6 +51,7 @@ class Sent:
     stamps: tuple[str, ...]
     target: Target
     media: Media
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Wish:
         stamps: Times are written before single pictures.
         uuid: Name of the only item, or of the first part of all names; empty for a digest.
         dtype: Rows are cast to it; None leaves them.
+        allow_mismatch: Rows of other weights than the model's are sent too.
     """
 
     model: str = ""
@@ -69,6 +72,7 @@ class Wish:
     stamps: bool = True
     uuid: str = ""
     dtype: torch.dtype | None = None
+    allow_mismatch: bool = False
 
 
 def sent_of(cache: TokenCache, wish: Wish) -> tuple[Sent, ...]:
@@ -103,6 +107,7 @@ def sent_of(cache: TokenCache, wish: Wish) -> tuple[Sent, ...]:
 
 def _sent(cache: TokenCache, media: Media, target: Target, wish: Wish) -> Sent:
     check_rows(media, target)
+    notes = check_weights(media, target, allow_mismatch=wish.allow_mismatch)
     kind, still = target.kind, cache.duration is None and len(media.times) == 1
     modality = modality_for(media, kind.takes, wish.media, still=still)
     if kind.rope == "mrope":
@@ -119,7 +124,7 @@ def _sent(cache: TokenCache, media: Media, target: Target, wish: Wish) -> Sent:
     names = [item.digest(modality) for item in items]
     if wish.uuid:
         names = [f"{wish.uuid}-{k}" if len(items) > 1 else wish.uuid for k in range(len(items))]
-    return Sent(modality, tuple(items), tuple(names), tuple(stamps), target, media)
+    return Sent(modality, tuple(items), tuple(names), tuple(stamps), target, media, notes)
 
 
 def python_data(sent: Sent) -> Any:

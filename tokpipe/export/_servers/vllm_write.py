@@ -126,8 +126,9 @@ def frames(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
 
 def _wish(exporter: Vllm) -> Wish:
     return Wish(
-        exporter.model, exporter.media, exporter.stamps, exporter.uuid, dtype_of(exporter.dtype)
-    )
+        exporter.model, exporter.media, exporter.stamps, exporter.uuid, dtype_of(exporter.dtype),
+        exporter.allow_mismatch,
+    )  # fmt: skip
 
 
 def _limits(sent: Sequence[Sent]) -> dict[str, int]:
@@ -160,8 +161,9 @@ def _written(cache: TokenCache, sent: Sequence[Sent], example: str) -> Written:
 
 def _notes(sent: Sequence[Sent]) -> list[str]:
     """What is lost or otherwise than in the cache."""
-    made = []
+    made: list[str] = []
     for one in sent:
+        made += one.notes
         kind, times = one.target.kind, one.media.times.tolist()
         if one.modality == "video" and not kind.stamped and len(times) > 1:
             mean, even = pace(times)
