@@ -38,7 +38,8 @@ def column(table: Any, name: str) -> np.ndarray[Any, Any]:
 
 
 def bf16(data: bytes) -> np.ndarray[Any, Any]:
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    bits = np.frombuffer(data, np.uint16).astype(np.uint32)
+    return np.left_shift(bits, 16).view(np.float32)
 
 
 def wide(table: Any, name: str, form: str) -> np.ndarray[Any, Any]:
