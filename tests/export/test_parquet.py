@@ -39,7 +39,8 @@ def column(table: Any, name: str) -> np.ndarray[Any, Any]:
 
 def bf16(data: bytes) -> np.ndarray[Any, Any]:
     bits = np.frombuffer(data, np.uint16).astype(np.uint32)
-    return np.left_shift(bits, 16).view(np.float32)
+    values: np.ndarray[Any, Any] = np.left_shift(bits, 16).view(np.float32)
+    return values
 
 
 def wide(table: Any, name: str, form: str) -> np.ndarray[Any, Any]:
