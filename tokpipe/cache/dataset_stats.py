@@ -102,5 +102,5 @@ def _histogram(data: CacheDataset) -> tuple[tuple[float | None, float | None, in
         for low, high, count in zip(EDGES, (*EDGES[1:], None), counts[1:], strict=True)
         if count
     ]
-    unknown = len(data) - len(known)
+    unknown = len(data) - len(data.problems) - len(known)
     return (*classes, *([(None, None, unknown)] if unknown else []))
