@@ -39,14 +39,13 @@ def column(table: Any, name: str) -> np.ndarray[Any, Any]:
 
 def bf16(data: bytes) -> np.ndarray[Any, Any]:
     bits = np.frombuffer(data, np.uint16).astype(np.uint32)
-    values: np.ndarray[Any, Any] = np.left_shift(bits, 16).view(np.float32)
-    return values
+    return np.left_shift(bits, 16).view(np.float32)
 
 
 def wide(table: Any, name: str, form: str) -> np.ndarray[Any, Any]:
     values = table[name].combine_chunks()
     if pa.types.is_fixed_size_list(values.type):
-        return values.flatten().to_numpy().reshape(len(values), values.type.list_size)
+        return np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
     data = b"".join(values.to_pylist())
     flat = bf16(data) if form == "bfloat16" else np.frombuffer(data, form)
     return flat.reshape(len(values), -1)
