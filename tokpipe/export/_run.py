@@ -16,12 +16,14 @@ from typing import Any, Literal
 from tokpipe import __version__
 from tokpipe.cache._publish import exists_error, temp_path
 from tokpipe.cache.reader import open_cache
-from tokpipe.digest import canonical_json, sha256_text
+from tokpipe.digest import canonical_json, portable, sha256_text
 from tokpipe.errors import OutputExists, TokpipeError, error_context
 from tokpipe.export._contract import Exporter, Written, check_takes
 
 #: In every folder an export makes: what made it. ``--force`` replaces no other folders.
 MARK = ".tokpipe-export.json"
+#: Parameters that may name files, which count by their content.
+_FILES = ("from_source", "model", "pairs", "transcript")
 
 
 @dataclass(slots=True)
@@ -122,8 +124,9 @@ def _fill(record: ExportRecord, made: Written) -> None:
 
 
 def _mark(name: str, exporter: Exporter, digests: Sequence[Any]) -> dict[str, Any]:
-    """What an output is made of."""
+    """What an output is made of; files that parameters name count by their content."""
     params = {key: getattr(exporter, key) for key in exporter.__dataclass_fields__}  # type: ignore[attr-defined]
+    params |= {key: portable(params[key]) for key in _FILES if key in params}
     return {
         "tokpipe": __version__, "to": name, "params": params,
         "caches": sha256_text(canonical_json(list(digests))),
