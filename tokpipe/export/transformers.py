@@ -105,7 +105,8 @@ def to_model_inputs(
         road: How rows travel; ``auto`` takes ``mm_encoder_outputs`` where the version has it.
         use: ``forward`` if the inputs are for ``model(**inputs)`` alone.
         weights: Let a token count as many times as the source tokens it stands for, by a mask
-            [B, 1, K, K] of numbers. Exact in ``forward`` of models whose attention is causal.
+            [B, 1, K, K] of numbers: as so many copies at one place that see one another. Exact in
+            ``forward`` of models whose attention is causal; other uses are refused.
         streams: Streams of the cache to give; all the model takes where None.
         allow_mismatch: Take rows of other weights than the model's.
 
