@@ -44,6 +44,7 @@ _HOME = {
     "picture_tokens": "own",
     "plan_file": "plan",
     "probe": "decode",
+    "project_cache": "project",
     "reduce_tokens": "reduce",
     "save_cache": "save",
     "sound_tokens": "own",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,52 @@ def encode_cache(
         return _Encoding(cache, path, target, encoders, rules, options).run()
 
 
+def is_there(target: Path, settings: dict[str, Any], record: RunRecord, *, force: bool) -> bool:
+    """The output was made by these settings already; its counts go to ``record``.
+
+    Raises:
+        OutputExists: It was made by others, or is no cache, and ``force`` may not replace it.
+    """
+    if not target.exists():
+        return False
+    if force:
+        refuse_foreign(target)
+        return False
+    with suppress(CacheError), open_cache(target) as there:
+        if there.metadata.get("tokpipe.recipe_sha256") == digest_chain(settings):
+            counts = {name: there.num_tokens(name) for name in there.streams}
+            record.tokens |= {**counts, "total": sum(counts.values())}
+            record.bytes = target.stat().st_size
+            return True
+    raise OutputExists(
+        f"`{target}` is there already and was made differently",
+        hint="add --force to replace it, or name another output with -o",
+    )
+
+
+def copy_blobs(cache: TokenCache, writer: CacheWriter, stream: str) -> None:
+    """Pictures or sound of a stream that stays one of the signal."""
+    if stream == "audio" and "audio.clip" in cache.names:
+        writer.append_bytes("audio.clip", np.asarray(cache.column("audio.clip")).tobytes())
+    if stream == "video" and "video.atlas" in cache.names:
+        edges = np.asarray(cache.column("video.atlas_offsets"))
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            page = np.asarray(cache.column("video.atlas", start, stop))
+            writer.append_bytes("video.atlas", page.tobytes())
+
+
+def carried(cache: TokenCache, made: Collection[str]) -> dict[str, Any]:
+    """Metadata that stays where the streams ``made`` are made anew."""
+    found = cache.metadata
+    out = {k: v for k, v in found.items() if k.removeprefix("tokpipe.") not in _OWN}
+    for stream in cache.streams:
+        if stream not in made:
+            for key in (f"encoder.{stream}", *_OF_STREAM[stream]):
+                if f"tokpipe.{key}" in found:
+                    out[f"tokpipe.{key}"] = found[f"tokpipe.{key}"]
+    return out
+
+
 class _Encoding:
     def __init__(
         self, cache: TokenCache, path: Path, target: Path, encoders: Sequence[StepSpec],
@@ -138,7 +184,7 @@ class _Encoding:
         }  # fmt: skip
 
     def run(self) -> RunRecord:
-        if self._is_there():
+        if is_there(self.target, self.settings(), self.record, force=self.options.force):
             self.record.status = "skipped"
             return self._close()
         with LateCache(self.cache, self.chains, self.options) as late:
@@ -158,23 +204,6 @@ class _Encoding:
             sweep_stale(self.target.parent)
             self._write(made)
         return self._close()
-
-    def _is_there(self) -> bool:
-        if not self.target.exists():
-            return False
-        if self.options.force:
-            refuse_foreign(self.target)
-            return False
-        with suppress(CacheError), open_cache(self.target) as there:
-            if there.metadata.get("tokpipe.recipe_sha256") == digest_chain(self.settings()):
-                counts = {name: there.num_tokens(name) for name in there.streams}
-                self.record.tokens |= {**counts, "total": sum(counts.values())}
-                self.record.bytes = self.target.stat().st_size
-                return True
-        raise OutputExists(
-            f"`{self.target}` is there already and was made differently",
-            hint="add --force to replace it, or name another output with -o",
-        )
 
     def _write(self, made: dict[str, LateStream]) -> None:
         began = time.perf_counter()
@@ -198,7 +227,7 @@ class _Encoding:
                         k: v for k, v in self.cache.metadata["tokpipe.counts"][stream].items()
                         if k != "kept"
                     }  # fmt: skip
-                    self._blobs(writer, stream)
+                    copy_blobs(self.cache, writer, stream)
                 if len(columns["at"]):
                     writer.append(stream, columns)
                     if len(spans):
@@ -217,26 +246,9 @@ class _Encoding:
             return cache_dtype(self.chains[stream], self.options)
         return self.cache.tokens(0.0, 0.0, stream=stream)[stream].dtype
 
-    def _blobs(self, writer: CacheWriter, stream: str) -> None:
-        """Pictures or sound of a stream that stays one of the signal."""
-        if stream == "audio" and "audio.clip" in self.cache.names:
-            writer.append_bytes("audio.clip", np.asarray(self.cache.column("audio.clip")).tobytes())
-        if stream == "video" and "video.atlas" in self.cache.names:
-            edges = np.asarray(self.cache.column("video.atlas_offsets"))
-            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-                writer.append_bytes(
-                    "video.atlas",
-                    np.asarray(self.cache.column("video.atlas", start, stop)).tobytes(),
-                )
-
     def _metadata(self, made: dict[str, LateStream], counts: dict[str, Any]) -> dict[str, Any]:
         found = self.cache.metadata
-        out = {k: v for k, v in found.items() if k.removeprefix("tokpipe.") not in _OWN}
-        for stream in self.cache.streams:
-            if stream not in made:
-                for key in (f"encoder.{stream}", *_OF_STREAM[stream]):
-                    if f"tokpipe.{key}" in found:
-                        out[f"tokpipe.{key}"] = found[f"tokpipe.{key}"]
+        out = carried(self.cache, made)
         for stream, result in made.items():
             late = self.chains[stream].late
             assert late is not None  # noqa: S101 - every chain here has a tower

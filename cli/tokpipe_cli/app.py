@@ -21,6 +21,7 @@ from tokpipe_cli.commands import (
     ops,
     plan,
     probe,
+    project,
     verify,
 )
 
@@ -42,6 +43,7 @@ app.command("compress", epilog=compress.EPILOG)(compress.compress)
 app.command("probe")(probe.probe)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("encode", epilog=encode.EPILOG)(encode.encode)
+app.command("project", epilog=project.EPILOG)(project.project)
 app.command("export", epilog=export.EPILOG)(export.export)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(eval_.app, name="eval")

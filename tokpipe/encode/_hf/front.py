@@ -258,8 +258,8 @@ class FrontFamily:
         head = self._head(placed(made, device, dtype))
         return Projection(
             project=lambda rows: head.tokens(rows[None])[0], weights=weights, part=part,
-            needs=None if head.pool is None else head.pool.members(), side=self.grid,
-            made=self.tokens,
+            needs=None if head.pool is None else head.pool.members(),
+            side=0 if head.pool is None else self.grid, made=self.tokens,
         )  # fmt: skip
 
     def _states(self) -> tuple[tuple[int, ...], bool]:

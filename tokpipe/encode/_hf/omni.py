@@ -27,7 +27,7 @@ class _Thinker(PatchFamily):
     def __init__(self, config: Any, settings: HfVision) -> None:
         super().__init__(getattr(config, "thinker_config", config), settings)
 
-    def front(self) -> Any:
+    def front(self, beside: tuple[str, ...] = ()) -> Any:
         """See ``PatchFamily``."""
         known = library()
         kind = getattr(known, f"{self.thinker}Model", None)
@@ -36,7 +36,7 @@ class _Thinker(PatchFamily):
             # In 5.18 the parts lie in the class with the head.
             kind = getattr(known, f"{self.thinker}ForConditionalGeneration")
             drop = ("audio_tower", "model", "lm_head")
-        return front_end(kind, self.config, self.settings, drop=drop)
+        return front_end(kind, self.config, self.settings, drop=(*drop, *beside))
 
     def _model(self) -> type[nn.Module]:
         made: type[nn.Module] = getattr(library(), f"{self.thinker}ForConditionalGeneration")
