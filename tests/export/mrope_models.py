@@ -52,11 +52,16 @@ _TEXT: dict[str, Any] = {
     "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": None,
     "pad_token_id": VOCABULARY["<pad>"], "tie_word_embeddings": False,
 }  # fmt: skip
-_SEEN = {"patch_size": PATCH, "spatial_merge_size": MERGE, "depth": 3}
-_PLAIN = {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 48, "num_heads": 2}
-_WINDOWS = {"window_size": 16, "fullatt_block_indexes": [1]}
-_DEEP = {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2]}
-_HEARD = {
+_SEEN: dict[str, Any] = {"patch_size": PATCH, "spatial_merge_size": MERGE, "depth": 3}
+_PLAIN: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "out_hidden_size": 48,
+    "num_heads": 2,
+}
+_WINDOWS: dict[str, Any] = {"window_size": 16, "fullatt_block_indexes": [1]}
+_DEEP: dict[str, Any] = {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2]}
+_HEARD: dict[str, Any] = {
     "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
     "num_mel_bins": 80,
 }  # fmt: skip

@@ -139,14 +139,15 @@ def talked(
     told: dict[str, Any] = {}
     if len(times):
         pixels = models.pictures(len(times), seed).repeat_interleave(2, 0)
-        told = {
-            "videos": [pixels], "position_id_per_seconds": models.PER_SECOND[talker.kind],
-            **models.sized(talker.kind, fps=2 / (step or 1.0)),
-        }  # fmt: skip
-        told |= (
-            {"load_audio_from_video": True, "audio_from_video_indices": [0]} if models.MIXED
-            else {"use_audio_in_video": True}
+        told = models.sized(
+            talker.kind, fps=2 / (step or 1.0),
+            position_id_per_seconds=models.PER_SECOND[talker.kind],
+            use_audio_in_video=None if models.MIXED else True,
         )  # fmt: skip
+        if models.MIXED:
+            told |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
+            told["position_id_per_seconds"] = told["videos_kwargs"].pop("position_id_per_seconds")
+        told["videos"] = [pixels]
     full = dict(talker.processor(
         text=[written], audio=[wave.numpy()], return_tensors="pt", sampling_rate=models.RATE, **told
     ))  # fmt: skip
