@@ -140,6 +140,8 @@ def pack(
                          hint="name the folder that holds the caches")  # fmt: skip
     paths = [p for p in find_below(source) if target.resolve() not in p.resolve().parents]
     run = _Run(Packed(target), _Errors(target, prefix), len(paths), seen)
+    if not paths:
+        return run.packed
     info = _info(target, key, shard_size, mixed)
     inputs = list(_inputs(run, source, paths, key, keys or {}))
     alike = Alike(info)
