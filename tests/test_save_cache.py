@@ -177,6 +177,18 @@ def test_a_row_too_many_is_no_grid(rows: int) -> None:
         tokpipe.picture_tokens(torch.randn(1, rows, 4), [0.0], GRID)
 
 
+def test_class_tokens_stand_before_the_grid_without_a_cell(tmp_path: Path) -> None:
+    features = torch.randn(2, 13, 4)
+    video = tokpipe.picture_tokens(features, [0.0, 1.0], GRID, class_tokens=1)
+    assert video.cell[[0, 1, 13]].tolist() == [[0, -1, -1], [0, 0, 0], [1, -1, -1]]
+    with tokpipe.open_cache(saved(tmp_path, video, grid=GRID)) as cache:
+        assert np.array_equal(cache.column("video.tokens"), features.flatten(0, 1))
+        assert cache.layout == "frames"
+    lost = video.take(torch.arange(26) != 13)
+    with tokpipe.open_cache(saved(tmp_path, lost, grid=GRID, force=True)) as cache:
+        assert cache.layout == "ragged"
+
+
 def test_times_must_rise() -> None:
     with pytest.raises(CacheError, match="rise"):
         tokpipe.picture_tokens(torch.randn(2, 12, 4), [1.0, 1.0], GRID)

@@ -26,6 +26,7 @@ def picture_tokens(
     *,
     ends: Tensor | Sequence[float] | None = None,
     deepstack: Sequence[Tensor | Sequence[Tensor]] = (),
+    class_tokens: int = 0,
 ) -> TokenBatch:
     """Tokens of whole pictures, as a model's ``get_video_features`` gives them.
 
@@ -38,24 +39,27 @@ def picture_tokens(
         ends: float64 [T] seconds each picture is shown until; the next one's time by default.
         deepstack: Further rows beside each token, one element a level, each like ``features``
             (Qwen3-VL).
+        class_tokens: Rows of each picture before those of the grid (Video-LLaVA's frames: 1); their
+            row and column are -1.
 
     Raises:
         CacheError: The rows are not T x gh x gw, or times do not rise.
     """
     at = torch.as_tensor(times, dtype=torch.float64).cpu().flatten()
     (high, wide), count = grid, len(at)
-    n = high * wide
-    rows = _flat(features, "features", count * n, f"{count} pictures of {high} x {wide}")
+    n = class_tokens + high * wide
+    what = f"{count} pictures of {high} x {wide}" + f" and {class_tokens}" * bool(class_tokens)
+    rows = _flat(features, "features", count * n, what)
     if count > 1 and not bool((at.diff() > 0).all()):
         raise CacheError("the times of pictures do not rise", code="cache.order",
                          hint="give each picture its own time, in order")  # fmt: skip
     stops = torch.cat([at[1:], at[-1:]]) if ends is None else torch.as_tensor(ends).double().cpu()
-    step, y, x = torch.meshgrid(
-        torch.arange(count), torch.arange(high), torch.arange(wide), indexing="ij"
-    )
+    place = torch.cartesian_prod(torch.arange(high), torch.arange(wide)).reshape(-1, 2)
+    place = torch.cat([torch.full((class_tokens, 2), -1), place])
+    step = torch.arange(count).repeat_interleave(n)
     made = TokenBatch.build(
         rows, at.repeat_interleave(n), pts=torch.stack([at, stops], 1).repeat_interleave(n, 0),
-        cell=torch.stack([step, y, x], -1).reshape(-1, 3).int(),
+        cell=torch.cat([step[:, None], place.repeat(count, 1)], 1).int(),
     )  # fmt: skip
     if not deepstack:
         return made
@@ -116,5 +120,5 @@ def _flat(rows: Any, what: str, count: int, why: str) -> Tensor:
     made = torch.cat([part.detach().reshape(-1, part.shape[-1]).cpu() for part in parts])
     if len(made) != count:
         raise CacheError(f"{what}: {len(made)} rows, expected {count} ({why})", code="cache.shape",
-                         hint="leave out padding, class tokens and newlines")  # fmt: skip
+                         hint="leave out padding and newlines; class tokens are told apart")  # fmt: skip
     return made

@@ -106,10 +106,14 @@ def layout_of(tokens: TokenBatch, grid: Sequence[int] | None) -> Layout:
         grid: Rows and columns of a whole picture.
     """
     real = tokens.kind < KIND_LAYOUT
-    cell = tokens.cell[real].long()
-    if grid is None or not len(cell) or bool((cell < 0).any()) or bool(tokens.tile[real].any()):
+    times, step = torch.unique(tokens.at[real], return_inverse=True)
+    pictures = len(times)
+    # Class tokens have no cell: each picture has all of them, or some are missing.
+    beside = (tokens.cell[real, 1:] < 0).any(1)
+    equal = len(set(torch.bincount(step[beside], minlength=pictures).tolist())) == 1
+    cell = tokens.cell[real][~beside].long()
+    if grid is None or not len(cell) or not equal or bool(tokens.tile[real].any()):
         return "ragged"
-    pictures = len(torch.unique(tokens.at[real]))
     n, rest = divmod(len(cell), pictures)
     y, x = torch.unique(cell[:, 1]), torch.unique(cell[:, 2])
     raster = torch.cartesian_prod(y, x).reshape(-1, 2)
@@ -118,7 +122,7 @@ def layout_of(tokens: TokenBatch, grid: Sequence[int] | None) -> Layout:
     if n == grid[0] * grid[1]:
         return "frames"
     # Pooled from all cells of each picture, or every k-th line of cells kept.
-    mass = tokens.mass[real].reshape(pictures, n).sum(1)
+    mass = tokens.mass[real][~beside].reshape(pictures, n).sum(1)
     pooled = bool(torch.isclose(mass, mass.new_tensor(float(grid[0] * grid[1]))).all())
     return "grid" if pooled or (_even(y, grid[0]) and _even(x, grid[1])) else "ragged"
 

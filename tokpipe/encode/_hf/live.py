@@ -111,6 +111,7 @@ def _base(path: str) -> str:
 
 def _seen(config: Any, kind: str) -> dict[str, Any]:
     """Facts on patches and positions that consumers ask for."""
+    config = getattr(config, "thinker_config", config)
     vision = getattr(config, "vision_config", config)
     found: dict[str, Any] = {
         "rope": getattr(_family(kind), "rope", "1-D"),
