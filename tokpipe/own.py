@@ -119,6 +119,8 @@ def _flat(rows: Any, what: str, count: int, why: str) -> Tensor:
     parts = [rows] if isinstance(rows, Tensor) else list(rows)
     made = torch.cat([part.detach().reshape(-1, part.shape[-1]).cpu() for part in parts])
     if len(made) != count:
-        raise CacheError(f"{what}: {len(made)} rows, expected {count} ({why})", code="cache.shape",
-                         hint="leave out padding and newlines; class tokens are told apart")  # fmt: skip
+        raise CacheError(
+            f"{what}: {len(made)} rows, expected {count} ({why})", code="cache.shape",
+            hint="leave out padding and newlines; class tokens are told by class_tokens",
+        )  # fmt: skip
     return made
