@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokpipe import __version__
 from tokpipe.cache.bank import Bank, BankWriter, bank_root, scratch_root
 from tokpipe.chain import Chain
+from tokpipe.compress._cell_distance import follow
 from tokpipe.compress._picture_space import place_pictures
 from tokpipe.decode import open_source
 from tokpipe.decode._backends import backend_key
@@ -37,7 +38,7 @@ from tokpipe.spec import MediaInfo
 from tokpipe.tensors import AudioChunk, FrameBatch, TokenBatch
 
 #: Raised when an entry holds something else than before.
-_LAYOUT = 6
+_LAYOUT = 7
 Progress = Callable[[str, float, float | None], None]
 
 
@@ -170,6 +171,7 @@ class _Run:
             self.looker, self.fine = FineLooker(self.grid, times), FineKeeper(writer, times)
         self.mel = self.audio.encoder.stream() if self.audio else None
         self.last: Any = None
+        self.kept: NDArray[np.float32] | None = None
         self.samples = 0
         self.cells = 0
         self.steps = 0
@@ -230,6 +232,8 @@ class _Run:
         data = describe(batch.pixels).numpy().reshape(len(batch), -1, DIM)
         stored = data.astype("<f2")
         self.writer.append("descriptors", stored)
+        scores, self.kept = follow(stored.astype(np.float32), self.kept)
+        self.writer.append("changes", scores.astype("<f4"))
         grid = stored.reshape(len(batch), self.looker.grid.rows, self.looker.grid.cols, DIM)
         self.writer.append("places", place_pictures(grid).astype("<f2"))
         for i in range(len(batch)):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tokpipe.compress._states import StateMapper, frame_slices
+from tokpipe.compress._states import StateMapper, frame_slices, stands_for
 from tokpipe.tensors import TokenBatch
 
 Flags = NDArray[np.bool_]
@@ -66,6 +66,21 @@ def cases(draw: st.DrawFn) -> tuple[Flags, Flags, list[int]]:
     while sum(blocks) < frames:
         blocks.append(draw(st.integers(1, frames - sum(blocks))))
     return novel, chosen, blocks
+
+
+@settings(max_examples=150)
+@given(cases(), st.integers(1, 4))
+def test_spans_equal_naive_twin_in_any_blocks(
+    case: tuple[Flags, Flags, list[int]], block: int
+) -> None:
+    novel, chosen, _ = case
+    ids = np.flatnonzero(chosen)
+    scores = novel.astype(np.float32)
+    begin, end = stands_for(lambda a, b: scores[a:b], ids, *novel.shape, block)
+    expected = naive(novel, chosen)
+    for kept, first, last in zip(ids.tolist(), begin.tolist(), end.tolist(), strict=True):
+        times = sorted(member // novel.shape[1] for member in expected[kept])
+        assert times == list(range(first, last))
 
 
 @settings(max_examples=150)

@@ -188,6 +188,30 @@ def test_split_caps_never_move(entries: Entries, name: str) -> None:
         check_rows(entry, kept)
 
 
+@pytest.mark.parametrize("layout", ["ragged", "frames", "grid"])
+@pytest.mark.parametrize("budget", [1, 7, 64, 500, 10**6])
+@pytest.mark.parametrize("name", SHORT)
+def test_scores_of_the_bank_give_the_rows_of_the_stream(
+    entries: Entries, name: str, budget: int, layout: Layout
+) -> None:
+    entry = entries[name]
+    if "video" not in (chains := entry.chains("auto")) or not entry.bank.num_frames:
+        return
+    made = []
+    for known in (True, False):
+        feed = CellFeed(entry.bank)
+        assert feed.known
+        feed.__dict__["known"] = known
+        side = VideoSide(feed, chains["video"], limit=budget, pool=None, device="cpu", fine=True)
+        side.window(0.0, None)
+        side.settle(min(budget, side.supply.total), layout, None)
+        made.append((side.supply, *side.rows()))
+    (supply, rows, order), (supply2, rows2, order2) = made
+    assert supply == supply2 and torch.equal(order, order2)
+    for column in ("data", "at", "pts", "frame", "cell", "mass", "kind", "score"):
+        assert torch.equal(getattr(rows, column), getattr(rows2, column)), column
+
+
 def supplies(entry: Entry) -> tuple[Supply, Supply]:
     chains = entry.chains("auto")
     video, audio = Supply(), Supply()

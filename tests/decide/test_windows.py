@@ -13,6 +13,7 @@ import pytest
 from tokpipe.budget import Budget
 from tokpipe.cache.bank import FRAME, Bank, BankWriter
 from tokpipe.chain import Chain, build_chain
+from tokpipe.compress._cell_distance import follow
 from tokpipe.compress._picture_space import place_pictures
 from tokpipe.decide import Demand, Kept, decide
 from tokpipe.recipe import load_recipe
@@ -101,7 +102,10 @@ def hours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Bank]]
             hour[1::2] = hour[::2]  # every second frame repeats
             where = place_pictures(hour.reshape(7200, 2, 2, 24)).astype("<f2")
             sound = draw.uniform(-60, -20, (90_000, 4)).astype("<f4")
+            last = None
             for _ in range(length):
+                changes, last = follow(hour.astype(np.float32), last)
+                writer.append("changes", changes)
                 writer.append("descriptors", hour)
                 writer.append("places", where)
                 writer.append("mel_columns", sound)

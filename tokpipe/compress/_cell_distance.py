@@ -41,6 +41,39 @@ def cell_change(
     return made
 
 
+def follow(
+    data: NDArray[Any], last: NDArray[np.float32] | None, luma: float = LUMA_LEVEL,
+    chroma: float = CHROMA_LEVEL, *, border: float = 1.0, kept: bool = True,
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:  # fmt: skip
+    """Change of each cell against what stands at its place, frame after frame.
+
+    Args:
+        data: Descriptors float32 [T, C, 24].
+        last: What the frames before left, None at the start: a first cell is compared with
+            mid-grey and scores at least ``border``, and at least 1.
+        border: Score from which a cell is kept.
+        kept: Compare with the last kept cell, else with that of the frame before.
+
+    Returns:
+        Scores float32 [T, C], and what is left for the frames after.
+    """
+    scores = np.empty(data.shape[:2], np.float32)
+    for now, out in zip(data, scores, strict=True):
+        before = _grey(len(now)) if last is None else last
+        out[:] = cell_change(now, before, luma, chroma)
+        if last is None:
+            np.maximum(out, np.float32(max(border, 1.0)), out=out)
+        last = np.where((out >= border)[:, None], now, before) if kept else now
+    return scores, last
+
+
+def _grey(cells: int) -> NDArray[np.float32]:
+    """Descriptors of flat mid-grey, what a cell shows before anything is known of it."""
+    flat = np.zeros((cells, DIM), dtype=np.float32)
+    flat[:, 0] = 128 * LUMA_SIDE
+    return flat
+
+
 def _change(
     now: NDArray[Any], last: NDArray[Any], scale: tuple[np.float32, np.float32]
 ) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from tokpipe.errors import RecipeError
 from tokpipe.tensors import TokenBatch
 
 Places = Callable[[int, int], NDArray[Any]]
+Cells = Callable[[NDArray[np.int64]], NDArray[Any]]
 #: Moments held, and the bytes of cell descriptors they may take.
 CAPACITY, _BYTES, _LEAST = 2048, 32 << 20, 64
 #: One in so many moments may join the one before in a round.
@@ -37,12 +38,14 @@ class Facts:
         even: bool [T], the frame is on the sampler's time grid or stays as long; others show a
             change between its ticks, and stand for themselves only. Empty: all are.
         places: Gives the places [n, DIM] of the frames ``first:last``, None: made from the cells.
+        cells: Gives the cells [n, C, 24] of some frames, rising, None: only as they pass.
     """
 
     text: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     finest: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     even: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     places: Places | None = None
+    cells: Cells | None = None
 
 
 class Moments:
@@ -67,6 +70,8 @@ class Moments:
         self._seconds = np.empty(room)
         self._place = np.empty((room, DIM), np.float32)
         self._data = np.empty((room, cells, CELL_DIM), np.float32)
+        self._cells: Cells | None = None
+        self._read = False
         self._count = self._seen = 0
 
     def __len__(self) -> int:
@@ -90,8 +95,13 @@ class Moments:
 
     @property
     def data(self) -> NDArray[np.float32]:
-        """Cell descriptors float32 [n, C, 24]."""
-        return self._data[: self._count]
+        """Cell descriptors float32 [n, C, 24]; where they are at hand elsewhere, read but now."""
+        data = self._data[: self._count]
+        if self._cells is not None and not self._read:
+            for a in range(0, self._count, _BLOCK):
+                data[a : a + _BLOCK] = self._cells(self.number[a : a + _BLOCK])
+            self._read = True
+        return data
 
     def add(self, tokens: TokenBatch, places: Places | None = None) -> None:
         """Add whole frames of ``pixels`` tokens.
@@ -120,12 +130,29 @@ class Moments:
                 where = places(self._seen, self._seen + b - a)
             self._put(part, where, np.maximum(stays, 1e-3))
 
-    def _put(self, data: NDArray[Any], place: NDArray[Any], seconds: NDArray[np.float64]) -> None:
-        own = slice(self._count, self._count + len(data))
-        self._number[own] = self._seen + np.arange(len(data))
-        self._seconds[own], self._place[own], self._data[own] = seconds, place, data
-        self._count += len(data)
-        self._seen += len(data)
+    def glance(self, seconds: NDArray[np.float64], facts: Facts) -> None:
+        """Add frames that stay ``seconds`` [t], whose places and cells are known.
+
+        All frames of a stream are added by this, or none.
+        """
+        assert facts.places and facts.cells  # noqa: S101 - as said
+        self._cells = facts.cells
+        for a in range(0, len(seconds), _BLOCK):
+            stays = np.maximum(seconds[a : a + _BLOCK], 1e-3)
+            self._put(None, facts.places(self._seen, self._seen + len(stays)), stays)
+
+    def _put(
+        self, data: NDArray[Any] | None, place: NDArray[Any], seconds: NDArray[np.float64]
+    ) -> None:
+        count = len(seconds)
+        own = slice(self._count, self._count + count)
+        self._number[own] = self._seen + np.arange(count)
+        self._seconds[own], self._place[own] = seconds, place
+        if data is not None:
+            self._data[own] = data
+        self._read = False
+        self._count += count
+        self._seen += count
         if self._count > 2 * self.capacity:
             self.trim()
 
@@ -154,7 +181,9 @@ class Moments:
                 if not count:
                     break
         stay = np.flatnonzero(~gone)
-        for column in (self._number, self._seconds, self._place, self._data):
+        self._read = False
+        columns: list[NDArray[Any]] = [self._number, self._seconds, self._place]
+        for column in columns if self._cells is not None else [*columns, self._data]:
             # Rows move down in order, so none is overwritten before it moved.
             for a in range(0, len(stay), _BLOCK):
                 part = stay[a : a + _BLOCK]

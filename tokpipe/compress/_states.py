@@ -8,6 +8,7 @@ cell is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,6 +27,54 @@ def frame_slices(tokens: TokenBatch) -> list[tuple[int, int]]:
     borders = np.flatnonzero(np.diff(step)) + 1
     edges = [0, *borders.tolist(), len(step)]
     return list(pairwise(edges)) if len(step) else []
+
+
+def stands_for(
+    scores: Callable[[int, int], NDArray[np.float32]], chosen: NDArray[np.int64], frames: int,
+    cells: int, block: int = 256,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Frames [first, last) int64 [K] that each chosen cell stands for, where all scores are known.
+
+    The same as :class:`StateMapper` finds block by block.
+
+    Args:
+        scores: Gives the scores float32 [t, C] of the frames ``a:b``; 1 and above is novel.
+        chosen: Ids of the chosen cells, rising, counted frame by frame.
+    """
+    frame, cell = np.divmod(chosen, cells)
+    begin, end = np.zeros_like(chosen), np.full_like(chosen, frames)
+    starts = range(0, frames, block)
+    state = np.zeros(cells, np.int64)
+    for a in starts:
+        mine = _within(frame, a, a + block)
+        novel = _novel(scores, a, min(a + block, frames), 0)
+        latest = np.maximum.accumulate(np.maximum(novel, state), 0)
+        begin[mine], state = latest[frame[mine] - a, cell[mine]], latest[-1]
+    state = np.full(cells, frames, np.int64)
+    for a in reversed(starts):
+        mine = _within(frame, a, a + block)
+        novel = np.append(_novel(scores, a, min(a + block, frames), frames), state[None], 0)
+        following = np.minimum.accumulate(novel[::-1], 0)[::-1]
+        end[mine], state = following[frame[mine] - a + 1, cell[mine]], following[0]
+    order = np.lexsort((frame, cell))
+    again = (np.diff(cell[order]) == 0) & (np.diff(begin[order]) == 0)
+    # Of a state's chosen cells the first stands for what came before, each for what follows.
+    later, earlier = order[1:][again], order[:-1][again]
+    begin[later] = frame[later]
+    end[earlier] = frame[later]
+    return begin, end
+
+
+def _within(frame: NDArray[np.int64], first: int, last: int) -> slice:
+    a, b = np.searchsorted(frame, [first, last])
+    return slice(int(a), int(b))
+
+
+def _novel(
+    scores: Callable[[int, int], NDArray[np.float32]], first: int, last: int, other: int
+) -> NDArray[np.int64]:
+    """The number of its frame where a cell is novel, ``other`` elsewhere, [t, C]."""
+    return np.where(scores(first, last) >= 1, np.arange(first, last)[:, None], other)
 
 
 @dataclass(slots=True)

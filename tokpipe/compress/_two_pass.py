@@ -84,9 +84,13 @@ class Choice:
     def observe(self, tokens: TokenBatch) -> None:
         """Count, and remember the best ``limit`` cells by (score, lower id)."""
         score = torch.nan_to_num(tokens.score, nan=0.0).numpy()
+        self.count(score, len(frame_slices(tokens)))
+
+    def count(self, score: NDArray[np.float32], frames: int) -> None:
+        """The same of scores float32 [N] of so many frames."""
         first = self.frames * self.cells
         self.novel += int((score >= 1).sum())
-        self.frames += len(frame_slices(tokens))
+        self.frames += frames
         ids = np.concatenate([self.ids, first + np.arange(len(score))])
         scores = np.concatenate([self.scores, score])
         if len(ids) > 2 * max(self.limit, _SPARE):

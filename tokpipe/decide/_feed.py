@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -93,6 +94,66 @@ class CellFeed:
             torch.arange(first, last, dtype=torch.int32), *self.grid,
         )  # fmt: skip
 
+    def scores(self, first: int, last: int) -> NDArray[np.float32]:
+        """How much cells [t, C] of the frames ``first:last`` change against the last kept ones.
+
+        As ``temporal-drop`` scores a stream from the first frame.
+        """
+        return self.bank.rows("changes", first, last, np.dtype("<f4"), self.cells).reshape(
+            last - first, self.cells
+        )
+
+    def described(self, frames: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Descriptors [n, C, 24] of some frames, rising."""
+        return self._of("descriptors", np.dtype("<f2"), DIM, frames)
+
+    def _of(
+        self, name: str, dtype: np.dtype[Any], width: int, frames: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Rows [n, C, width] of some frames, rising."""
+        out = np.empty((len(frames), self.cells, width), dtype)
+        row = 0
+        for run in np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1):
+            rows = (int(run[0]) * self.cells, (int(run[-1]) + 1) * self.cells)
+            data = self.bank.rows(name, *rows, dtype, width)
+            out[row : row + len(run)] = data.reshape(len(run), self.cells, width)
+            row += len(run)
+        return out
+
+    @cached_property
+    def known(self) -> bool:
+        """Scores are in the bank, and times and ranks never step back from frame to frame."""
+        if "changes" not in self.bank.meta["files"]:
+            return False
+        return all(bool((column.diff() >= 0).all()) for column in self.spans(0, len(self.pts)))
+
+    def standing(
+        self, ids: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]
+    ) -> TokenBatch:
+        """Rows of the cells ``ids`` [K], rising, each standing for the frames ``begin:end`` [K].
+
+        Ids count cells frame by frame. Only where all is ``known``.
+        """
+        start, stop, index = (column.numpy() for column in self.spans(0, len(self.pts)))
+        frame, cell = np.divmod(ids, self.cells)
+        used, place = np.unique(frame, return_inverse=True)
+        data, score = np.empty((len(ids), DIM), np.float16), np.empty(len(ids), np.float32)
+        for a in range(0, len(used), BLOCK):
+            mine = slice(*np.searchsorted(place, [a, a + BLOCK]))
+            here = (place[mine] - a, cell[mine])
+            data[mine] = self.described(used[a : a + BLOCK])[here]
+            score[mine] = self._of("changes", np.dtype("<f4"), 1, used[a : a + BLOCK])[..., 0][here]
+        one = np.ones_like(ids)
+        return TokenBatch.build(
+            torch.from_numpy(data), torch.from_numpy(start[frame]),
+            pts=_columns(start[begin], stop[end - 1]),
+            cell=_columns(frame, cell // self.grid[1], cell % self.grid[1]).int(),
+            frame=_columns(index[begin], index[end - 1]),
+            extent=_columns(end - begin, one, one).int(),
+            mass=torch.from_numpy(end - begin).float(),
+            score=torch.from_numpy(score),
+        )  # fmt: skip
+
     def facts(self, first: int, last: int, fps: float | None) -> Facts:
         """What is known of frames besides their cells.
 
@@ -113,6 +174,7 @@ class CellFeed:
         return Facts(
             text=records["text"].copy(), finest=finest[first:last], even=even,
             places=lambda a, b: self.places(first + a, first + b),
+            cells=lambda frames: self.described(first + frames),
         )  # fmt: skip
 
     def places(self, first: int, last: int) -> NDArray[np.float16]:
@@ -123,6 +185,10 @@ class CellFeed:
         """No cells."""
         none = torch.zeros(0, dtype=torch.float64)
         return TokenBatch.build(torch.zeros(0, DIM, dtype=torch.float16), none)
+
+
+def _columns(*values: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(values, 1))
 
 
 class TowerFeed:

@@ -13,6 +13,7 @@ from tokpipe import registry
 from tokpipe.budget import Supply
 from tokpipe.chain import Chain, decides
 from tokpipe.compress._fit import fit_chain, own_count
+from tokpipe.compress._states import stands_for
 from tokpipe.decide._feed import CellFeed, Feed
 from tokpipe.decide._fine import finest, to_fine
 from tokpipe.decide._stream import (
@@ -87,8 +88,12 @@ class VideoSide:
                 if not self.fine:
                     facts = replace(facts, finest=facts.finest[:0])
                 self.final.inform(self._state, facts)
-            for block in self._scored():
-                self.final.observe(self._state, block)
+            if self._known:
+                for a in range(self.first, self.last, self.feed.block):
+                    self._glance(a, min(a + self.feed.block, self.last))
+            else:
+                for block in self._scored():
+                    self.final.observe(self._state, block)
             self.supply = self.final.supply(self._state)
         elif any(self.chain.removes(r) for r in self.scorers):
             count = sum(len(block) for block in self._scored())
@@ -112,8 +117,7 @@ class VideoSide:
             assert self._made is not None  # noqa: S101 - settle comes first
             made = self._made.sorted()
             return made, priority_of(made)
-        parts = list(through_stream(self._scored(), self.final, self._state))
-        made = TokenBatch.cat(parts).sorted() if parts else self._empty()
+        made = self._kept()
         if len(made) and (pooled := self.final.conclude(self._state, made)) is not None:
             made = made.reduce(pooled).sorted()
         priority = spread(self.final.order(self._state, made))
@@ -123,6 +127,31 @@ class VideoSide:
         if times and isinstance(self.feed, CellFeed):
             return to_fine(made, priority, times, self.feed.bank)
         return made, priority
+
+    @property
+    def _known(self) -> bool:
+        """The only score is in the bank, and the last rule needs no more of most cells."""
+        return (
+            isinstance(self.feed, CellFeed) and self.first == 0 and self.feed.known
+            and [getattr(rule, "stored", None) for rule in self.scorers] == ["changes"]
+            and hasattr(self.final, "glance")
+        )  # fmt: skip
+
+    def _glance(self, first: int, last: int) -> None:
+        assert isinstance(self.feed, CellFeed)  # noqa: S101 - only where scores are known
+        start, stop, _ = self.feed.spans(first, last)
+        self.final.glance(self._state, self.feed.scores(first, last), (stop - start).numpy())
+
+    def _kept(self) -> TokenBatch:
+        """Rows of the chosen cells, in the cache's order."""
+        if not (self._known and isinstance(self.feed, CellFeed)):
+            parts = list(through_stream(self._scored(), self.final, self._state))
+            return TokenBatch.cat(parts).sorted() if parts else self._empty()
+        ids, self._state.first = self._state.chosen, 0
+        if not len(ids):
+            return self._empty()
+        spans = stands_for(self.feed.scores, ids, self.last, self.feed.cells)
+        return self.feed.standing(ids, *spans).sorted()
 
     @property
     def scale(self) -> int:

@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from tokpipe.budget import Supply
@@ -63,6 +64,13 @@ class AnchorUpdates:
     def observe(self, state: Choice, tokens: TokenBatch) -> None:
         """First pass: count, and remember the best cells."""
         state.observe(tokens)
+
+    def glance(
+        self, state: Choice, scores: NDArray[np.float32], seconds: NDArray[np.float64]
+    ) -> None:
+        """First pass where scores float32 [T, C] are known already."""
+        del seconds
+        state.count(scores.reshape(-1), len(scores))
 
     def supply(self, state: Choice) -> Supply:
         """Novel cells and all cells seen."""

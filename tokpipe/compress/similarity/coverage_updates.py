@@ -110,6 +110,18 @@ class CoverageUpdates:
         state.observe(tokens)
         state.moments.add(tokens, state.facts.places)
 
+    def glance(
+        self, state: State, scores: NDArray[np.float32], seconds: NDArray[np.float64]
+    ) -> None:
+        """First pass where all is known already: no cell need be read.
+
+        Args:
+            scores: float32 [T, C] of whole frames.
+            seconds: float64 [T], how long each stays; places and cells are those of the facts.
+        """
+        state.count(scores.reshape(-1), len(scores))
+        state.moments.glance(seconds, state.facts)
+
     def supply(self, state: State) -> Supply:
         """Novel cells, those of finer grids for text among them, and all cells seen."""
         offered = state.supply()

@@ -25,8 +25,7 @@ from tokpipe.compress._cell_distance import (
     CHROMA_LEVEL,
     DIM,
     LUMA_LEVEL,
-    LUMA_SIDE,
-    cell_change,
+    follow,
 )
 from tokpipe.compress._states import StateMapper, frame_slices
 from tokpipe.errors import RecipeError
@@ -64,6 +63,11 @@ class TemporalDrop:
     chroma: Annotated[float, Field(ge=0.01, le=255)] = CHROMA_LEVEL
     reference: Literal["kept", "previous"] = "kept"
     threshold: Annotated[float | None, Field(gt=0)] = None
+
+    @property
+    def stored(self) -> str | None:
+        """Column of the bank that holds these very scores of a stream from its first frame."""
+        return "changes" if self == TemporalDrop() else None
 
     def start(self, budget: int | None = None, steps: int | None = None) -> _State:
         """Fresh state; neither the budget nor the length matters."""
@@ -105,29 +109,19 @@ class TemporalDrop:
                 f"got tokens of width {new.data.shape[1]}",
                 hint="use it after the `pixels` encoder",
             )
-        data = new.data.float().cpu().numpy()
-        border = 1.0 if self.threshold is None else self.threshold
-        parts = []
-        for a, b in frame_slices(new):
-            now = data[a:b]
-            first = state.last is None
-            last = _grey(b - a) if state.last is None else state.last
-            if len(last) != len(now):
-                raise RecipeError(
-                    "`temporal-drop` needs whole frames of one size",
-                    hint="put it right after `pixels`",
-                )
-            score = cell_change(now, last, self.luma, self.chroma)
-            if first:
-                score = np.maximum(score, np.float32(max(border, 1.0)))
-            moved = (score >= border)[:, None] if self.reference == "kept" else np.True_
-            state.last = np.where(moved, now, last)
-            parts.append(score.astype(np.float32))
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def _grey(cells: int) -> NDArray[np.float32]:
-    """Descriptors of flat mid-grey, what a cell shows before anything is known of it."""
-    flat = np.zeros((cells, DIM), dtype=np.float32)
-    flat[:, 0] = 128 * LUMA_SIDE
-    return flat
+        sizes = {b - a for a, b in frame_slices(new)}
+        if state.last is not None:
+            sizes.add(len(state.last))
+        if len(sizes) > 1:
+            raise RecipeError(
+                "`temporal-drop` needs whole frames of one size",
+                hint="put it right after `pixels`",
+            )
+        if not len(new):
+            return np.zeros(0, np.float32)
+        data = new.data.float().cpu().numpy().reshape(-1, sizes.pop(), DIM)
+        scores, state.last = follow(
+            data, state.last, self.luma, self.chroma, kept=self.reference == "kept",
+            border=1.0 if self.threshold is None else self.threshold,
+        )  # fmt: skip
+        return scores.reshape(-1)
