@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ pytest.importorskip("torchvision")
 import tokpipe
 from tokpipe.errors import ModelError
 from tokpipe.export.transformers import batch_inputs, to_model_inputs
+from tokpipe.testing.media import AudioTrack, VideoTrack, write_media
 
 #: The library's own processors give tensors to numpy in a way that it will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,7 +29,8 @@ MEDIA = {
     "sound": (1.7, 0, 0.0), "pictures": (0.0, 4, 1.5), "both": (5.3, 4, 1.5),
     "short": (1.1, 3, 1.0), "long": (7.9, 3, 2.0),
 }  # fmt: skip
-OLD = "TOKPIPE_TRANSFORMERS_4" in os.environ
+transformers: Any = importlib.import_module("transformers")
+OLD = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 18)
 HOW: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
 new_only = pytest.mark.skipif(OLD, reason="generate and deeper rows take transformers 5.18")
 
@@ -239,3 +242,33 @@ def test_own_encoders_give_the_same(talker: Any, paths: Any, models: Any, tmp_pa
     assert found.notes == () and torch.equal(found.ids, made.full["input_ids"])
     wanted = paths.logits(talker.model, made.full)
     assert torch.allclose(paths.logits(talker.model, found), wanted, atol=2e-5, rtol=0)
+
+
+@new_only
+def test_a_film_with_sound_runs_through_to_the_thinker(
+    talker: Any, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path / "bank"))
+    folder = tmp_path / "model"
+    for part in (talker.model, talker.processor):
+        part.save_pretrained(folder)
+    film = tmp_path / "film.mp4"
+    write_media(
+        film, VideoTrack(size=(48, 32), fps=Fraction(2), frames=8), AudioTrack(duration=Fraction(4))
+    )
+    steps = [
+        tokpipe.encoder_step(f"{name}:{folder}", stage="post_projector", **more)
+        for name, more in (("hf_vision", {"max_pixels": 1536}), ("hf_audio", {}))
+    ]
+    recipe = tokpipe.with_encoders(tokpipe.load_recipe("uniform"), steps)
+    for number, budget in enumerate(("video=100000,audio=100000", "video=40,audio=20")):
+        out = tmp_path / f"{number}.tokpipe.safetensors"
+        tokpipe.compress_file(film, out, recipe=recipe, budget=budget)
+        found = to_model_inputs(out, talker.model, talker.processor, "What?")
+        assert found.positions == "original" and found.notes == ()
+        with tokpipe.open_cache(out) as opened:
+            counts = {name: len(rows.at) for name, rows in opened.tokens().items()}
+        assert set(counts) == {"video", "audio"}
+        for name, count in counts.items():
+            assert int((found.ids == models.ID[name]).sum()) == count
+        assert talker.model.generate(**found, **HOW).shape == (1, 6)

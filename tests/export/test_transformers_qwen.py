@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ pytest.importorskip("torchvision")
 import tokpipe
 from tokpipe.errors import CacheError, ModelError
 from tokpipe.export.transformers import batch_inputs, to_model_inputs
+from tokpipe.testing.media import VideoTrack, write_media
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-OLD = "TOKPIPE_TRANSFORMERS_4" in os.environ
+transformers: Any = importlib.import_module("transformers")
+OLD = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 18)
 HOW: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
 new_only = pytest.mark.skipif(OLD, reason="generate and deeper rows take transformers 5.18")
 
@@ -282,3 +285,33 @@ def test_own_encoder_gives_the_same(talker: Any, paths: Any, parts: Any, tmp_pat
         next(other.owner.visual.parameters()).add_(1)
     with pytest.raises(tokpipe.errors.WeightsMismatch, match="other weights"):
         to_model_inputs(path, other.model, talker.processor, "What?")
+
+
+@new_only
+def test_a_film_runs_through_to_the_model(
+    talker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path / "bank"))
+    folder = tmp_path / "model"
+    for part in (talker.model, talker.processor):
+        part.save_pretrained(folder)
+    film = tmp_path / "film.mp4"
+    write_media(film, VideoTrack(size=(48, 32), fps=Fraction(2), frames=6))
+    step = tokpipe.encoder_step(f"hf_vision:{folder}", stage="post_projector")
+    recipe = tokpipe.with_encoders(tokpipe.load_recipe("uniform"), [step])
+    for budget in (100_000, 40):
+        out = tmp_path / f"{budget}.tokpipe.safetensors"
+        tokpipe.compress_file(film, out, recipe=recipe, budget=budget)
+        found = to_model_inputs(out, talker.model, talker.processor, "What?")
+        assert found.positions == "original" and found.notes == ()
+        with tokpipe.open_cache(out) as opened:
+            rows = opened.tokens(stream="video")["video"]
+            high, wide = opened.metadata["tokpipe.encoder.video"]["grid"]
+        assert found.media == len(rows.at)
+        whole = high * wide * 6
+        assert found.media == (40 if budget == 40 else whole)
+        if talker.kind == "qwen3_vl":
+            said = talker.processor.tokenizer.decode(found.ids[0])
+            assert all(f"<{at:.1f} seconds>" in said for at in set(rows.at.tolist()))
+        answer = talker.model.generate(**found, **HOW)[:, found.echo :]
+        assert answer.shape == (1, 6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,8 @@ import tokpipe
 from tokpipe.errors import ModelError
 from tokpipe.export.transformers import batch_inputs, to_model_inputs
 
-OLD = "TOKPIPE_TRANSFORMERS_4" in os.environ
+transformers: Any = importlib.import_module("transformers")
+OLD = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 18)
 HOW: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
 new_only = pytest.mark.skipif(OLD, reason="generate from inputs_embeds takes transformers 5")
 #: Tokens of 1.7 s.
@@ -211,11 +212,8 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def voxtral() -> Any:
-    import transformers
-
     torch.manual_seed(3)
-    known: Any = transformers
-    config = known.VoxtralConfig(
+    config = transformers.VoxtralConfig(
         audio_config={
             "model_type": "voxtral_encoder", "hidden_size": 32, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_mel_bins": 80,
@@ -227,7 +225,7 @@ def voxtral() -> Any:
         },
         audio_token_id=4,
     )  # fmt: skip
-    model = known.VoxtralForConditionalGeneration(config).eval()
+    model = transformers.VoxtralForConditionalGeneration(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     model.generation_config.eos_token_id = None
@@ -236,10 +234,7 @@ def voxtral() -> Any:
 
 def window(models: Any, seconds: float) -> Tensor:
     """Features [1, 80, 200] of a window of 2 s."""
-    import transformers
-
-    known: Any = transformers
-    extractor = known.WhisperFeatureExtractor(feature_size=80, chunk_length=2)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=2)
     found = extractor(models.sound(seconds).numpy(), sampling_rate=16_000, return_tensors="pt")
     features: Tensor = found["input_features"]
     return features

@@ -1,8 +1,8 @@
 """Vision towers and the vision front ends of multimodal models, through transformers.
 
 Source: transformers (Hugging Face), >= 5.18. CLIP, SigLIP, SigLIP2, DINOv2, DINOv3; LLaVA,
-Video-LLaVA, Qwen-VL, InternVL, SmolVLM, VideoLLaMA3, PaliGemma and Gemma 3 without their language
-models.
+Video-LLaVA, Qwen-VL, Qwen-Omni, InternVL, SmolVLM, VideoLLaMA3, PaliGemma and Gemma 3 without their
+language models.
 
 The kind of model is read from its ``config.json``; no code of a model repository is ever run.
 """
