@@ -119,6 +119,28 @@ def test_a_marker_stays_where_it_is_and_is_put_first_where_there_is_none(
         text(video, {"type": "audio"}, words)
 
 
+def test_a_video_is_images_to_a_model_that_has_no_videos(case_of: Made, tmp_path: Path) -> None:
+    case = case_of("llava")
+    cache = case.cache(tmp_path, tiny.pictures())
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ASKED}]}]
+    for messages in (chat, ASKED):
+        made = to_model_inputs(cache, case.model, case.processor, messages)
+        assert torch.equal(made.ids, case.own(tiny.pictures())["input_ids"])
+
+
+@pytest.mark.skipif(not tiny.NEW, reason="transformers 4 has no mm_encoder_outputs")
+def test_what_is_taken_out_may_be_changed(case_of: Made, tmp_path: Path) -> None:
+    case = case_of("llava")
+    made = to_model_inputs(case.cache(tmp_path, tiny.pictures()), case.model, case.processor, ASKED)
+    for outputs in (made["mm_encoder_outputs"], made.get("mm_encoder_outputs"),
+                    dict(made)["mm_encoder_outputs"], dict(**made)["mm_encoder_outputs"],
+                    dict(made.items())["mm_encoder_outputs"]):  # fmt: skip
+        outputs["image"].pooler_output = None
+    assert made["mm_encoder_outputs"]["image"].pooler_output is not None
+    assert set(made) == set(made.keys()) and len(list(made.values())) == len(made)
+    assert made.get("labels") is None
+
+
 @pytest.mark.parametrize("name", ["llava_onevision_video", "internvl_video", "llava"])
 def test_ready_ids_with_one_placeholder_or_all(case_of: Made, tmp_path: Path, name: str) -> None:
     case = case_of(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,6 +101,18 @@ class ModelInputs(dict[str, Any]):
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names; being overridden it makes ``**inputs`` ask for each item."""
         return iter(list(super().keys()))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return an argument, or the default."""
+        return self[key] if key in self else default  # noqa: SIM401
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """Return names and arguments."""
+        return ItemsView(self)
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """Return the arguments."""
+        return ValuesView(self)
 
     def __repr__(self) -> str:
         """Show shapes and counts."""
