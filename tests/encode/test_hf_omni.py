@@ -18,7 +18,7 @@ pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("torchvision")
 
 import tokpipe
-from tokpipe.encode.hf_vision import HfVision
+from tokpipe.encode.hf_vision import HfVision, family_of
 
 transformers: Any = importlib.import_module("transformers")
 KINDS = {
@@ -129,6 +129,14 @@ def test_projecting_the_rows_before_gives_the_tokens(tiny: Tiny) -> None:
         # The merger takes a group's patches one after another.
         projected = before.project(made.data.reshape(-1, 32))
     assert torch.equal(projected.reshape(wanted.data.shape), wanted.data)
+    for check in (False, True):
+        alone = family_of(tiny.of()).load_projector(torch.device("cpu"), torch.float32, check=check)
+        with torch.inference_mode():
+            assert torch.equal(alone.project(made.data.flatten(0, 1)), wanted.data.flatten(0, 1))
+            for project, before_it, after_it in zip(
+                alone.levels, made.deepstack, wanted.deepstack, strict=True
+            ):
+                assert torch.equal(project(before_it.flatten(0, 1)), after_it.flatten(0, 1))
 
 
 def test_columns_show_the_last_block_that_sees_whole_pictures(tiny: Tiny) -> None:
