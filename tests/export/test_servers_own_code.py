@@ -141,7 +141,7 @@ class Sglang:
         tokens = base.MultimodalSpecialTokens(
             image_token_id=ids["image"], video_token_id=ids["video"]
         )
-        vars(self.made).update(
+        self.made.__dict__.update(
             hf_config=config, model_type=config.model_type, video_config={}, mm_tokens=tokens,
             mm_processor_executor=None, skip_tokenizer_init=False, audio_start_token_id=None,
             vision_start_token_id=ids["vision_bos"], vision_end_token_id=ids["vision_eos"],

@@ -55,8 +55,10 @@ class SGLang:
     whole: ClassVar[bool] = False
     suffix: ClassVar[str] = ""
     model_use: ClassVar[ModelUse] = "optional"
-    accepts: ClassVar[str] = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL: any layout, with original positions"
-    loses: ClassVar[str] = "Sound, mass, scores"
+    accepts: ClassVar[str] = (
+        "tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL in any layout, at their original positions"
+    )
+    loses: ClassVar[str] = "sound, mass"
     python: ClassVar[str] = "tokpipe.export.sglang.to_sglang(cache, model, messages)"
 
     model: str = ""

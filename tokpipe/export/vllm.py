@@ -53,12 +53,11 @@ class Vllm:
     suffix: ClassVar[str] = ""
     model_use: ClassVar[ModelUse] = "optional"
     accepts: ClassVar[str] = (
-        "Qwen-VL kinds: layout frames or grid. LLaVA, InternVL, PaliGemma and Qwen2-Audio: any "
-        "layout. Keyframes of any signal cache."
+        "tokens of Qwen-VL in layout frames or grid, of LLaVA, InternVL, PaliGemma and Qwen2-Audio "
+        "in any; keyframes of any signal cache"
     )
     loses: ClassVar[str] = (
-        "Original positions (vLLM counts its own), mass, scores; uneven times with Qwen2-VL and "
-        "Qwen2.5-VL."
+        "original positions (vLLM counts its own), mass; uneven times with Qwen2-VL and Qwen2.5-VL"
     )
     python: ClassVar[str] = "tokpipe.export.vllm.to_vllm(cache, model, prompt=...)"
 
