@@ -146,8 +146,8 @@ class Qwen3Vl(Qwen2Vl):
         pieces: list[str | Run] = []
         for one, time in zip(_ones(token, rows, times, size), times.tolist(), strict=True):
             pieces += [f"<{time:.1f} seconds>{start}", one, end]
-        module = f"{type(self.config).__module__.rpartition('.')[0]}.processing_qwen3_vl"
-        alone = hasattr(import_module(module).Qwen3VLProcessor, "replace_video_token")
+        known = import_module("transformers.models.qwen3_vl.processing_qwen3_vl")
+        alone = hasattr(known.Qwen3VLProcessor, "replace_video_token")
         return (Part(token if alone else f"{start}{token}{end}", tuple(pieces)),)
 
     def outputs(
