@@ -178,6 +178,27 @@ def test_uneven_pictures_stand_where_they_are_heard(
 
 
 @new_only
+def test_pictures_given_as_images(talker: Any, paths: Any, models: Any, tmp_path: Path) -> None:
+    made = paths.clip(talker, tmp_path, 1.5, count=2)
+    words = talker.processor.apply_chat_template(
+        paths.chat("image", "image"), tokenize=False, add_generation_prompt=True
+    )
+    full = talker.processor(
+        text=[words], images=list(models.pictures(2)), return_tensors="pt",
+        images_kwargs={"size": {"shortest_edge": 64, "longest_edge": 40_000}},
+    )  # fmt: skip
+    found = to_model_inputs(
+        made.path, talker.model, talker.processor, paths.chat("image"), use="forward"
+    )
+    assert torch.equal(found.ids, full["input_ids"])
+    assert torch.equal(paths.logits(talker.model, found), paths.logits(talker.model, full))
+    woven, _ = given(talker, paths, tmp_path, "short")
+    both = to_model_inputs(woven.path, talker.model, talker.processor, paths.chat("image"))
+    assert torch.equal(both.ids, woven.full["input_ids"])
+    assert any("as a video" in note for note in both.notes)
+
+
+@new_only
 def test_merged_tokens_are_laid_by_their_times(talker: Any, paths: Any, tmp_path: Path) -> None:
     made, chat = given(talker, paths, tmp_path, "both")
     nowhere = {

@@ -19,7 +19,7 @@ from tokpipe.errors import ModelError
 from tokpipe.export._media import Media
 from tokpipe.export._models.family import Given, Part, Prompt, Run, Script
 from tokpipe.export._models.pictures import pictures
-from tokpipe.export._models.qwen import MRope, deepstack_outputs
+from tokpipe.export._models.qwen import MRope, deepstack_outputs, images_of
 from tokpipe.export._models.rope import (
     Pictures,
     Sound,
@@ -84,7 +84,7 @@ class Qwen25Omni(MRope):
         """See ``Family``."""
         video, audio = given.media.get("video"), given.media.get("audio")
         if video is not None and audio is not None:
-            return self._both(video, audio)
+            return self._both(video, audio, images=bool(given.image))
         if audio is not None:
             rows, placed = heard(audio)
             run = Run(stream="audio", token=self._token("audio"), rows=rows)
@@ -93,6 +93,8 @@ class Qwen25Omni(MRope):
             assert video is not None  # noqa: S101 - a cache has a stream
             each, placed = pictures(video)
             size = video.grid if placed else None
+            if given.image:
+                return images_of(self._token("image"), each, video.times, size)
             run = Run(
                 stream="video", token=self._token("video"), rows=torch.cat(each),
                 grid=None if size is None else (len(each), *size), times=video.times,
@@ -104,9 +106,9 @@ class Qwen25Omni(MRope):
 
     def plain(self, markers: Sequence[str], text: str) -> str:
         """See ``Family``."""
-        seen = self._token("video")
-        marks = {True: self._vision(), False: self._audio()}
-        pairs = [(marks[marker == seen], marker) for marker in markers]
+        noise = self._token("audio")
+        marks = {True: self._audio(), False: self._vision()}
+        pairs = [(marks[marker == noise], marker) for marker in markers]
         return "".join(f"{start}{marker}{end}" for (start, end), marker in pairs) + text
 
     def places(self, prompt: Prompt) -> Tensor:
@@ -136,7 +138,7 @@ class Qwen25Omni(MRope):
         per_second = float(self.config.position_id_per_seconds)
         return float(sound.at[0]) - float(sound.cell[0, 0]) / per_second
 
-    def _both(self, video: Media, audio: Media) -> Script:
+    def _both(self, video: Media, audio: Media, *, images: bool) -> Script:
         """Sound and pictures in place of the video's one placeholder."""
         each, seen = pictures(video)
         sounds, listened = heard(audio)
@@ -159,6 +161,7 @@ class Qwen25Omni(MRope):
         return Script(
             parts=(Part(self._token("video"), (start, *runs, end)),),
             content={"video": ({"type": "video"},), "audio": ()}, placed=laid is not None,
+            notes=("pictures with sound are given as a video, not as images",) if images else (),
         )  # fmt: skip
 
     def _runs(

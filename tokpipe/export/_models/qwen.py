@@ -85,11 +85,7 @@ class Qwen2Vl(MRope):
                 content={"video": ({"type": "video"},)}, placed=placed,
             )  # fmt: skip
         token = self.words.token(self.config.image_token_id)
-        parts = tuple(Part(token, (one,)) for one in _ones(token, rows, media.times, size))
-        return Script(
-            parts=parts, content={"video": ({"type": "image"},) * len(parts)},
-            modality={"video": "image"}, placed=placed,
-        )  # fmt: skip
+        return images_of(token, rows, media.times, size)
 
     def video(
         self, token: str, rows: Sequence[Tensor], times: Tensor, size: tuple[int, int] | None
@@ -170,6 +166,17 @@ def deepstack_outputs(
         )
         for modality, parts in rows.items()
     }
+
+
+def images_of(
+    token: str, rows: Sequence[Tensor], times: Tensor, size: tuple[int, int] | None
+) -> Script:
+    """Each picture an image of its own, in place of a placeholder of its own."""
+    parts = tuple(Part(token, (one,)) for one in _ones(token, rows, times, size))
+    return Script(
+        parts=parts, content={"video": ({"type": "image"},) * len(parts)},
+        modality={"video": "image"}, placed=size is not None,
+    )  # fmt: skip
 
 
 def _ones(
