@@ -60,6 +60,12 @@ def slaney_filterbank(bins: int) -> Tensor:
 
 
 @cache
+def _filters_of_parts(bins: int) -> Tensor:
+    """The filters [402, B], each frequency's twice: for the squares of both its parts."""
+    return slaney_filterbank(bins).repeat_interleave(2, 1).T.contiguous()
+
+
+@cache
 def _hann() -> Tensor:
     return torch.hann_window(WINDOW)
 
@@ -88,9 +94,10 @@ def block_columns(samples: Tensor, bins: int) -> Tensor:
     """
     full = samples.new_zeros(BLOCK + WINDOW - HOP)
     full[: samples.shape[0]] = samples
-    spectrum = torch.stft(full, WINDOW, HOP, window=_hann(), center=False, return_complex=True)
-    power = spectrum.abs().square()
-    return (slaney_filterbank(bins) @ power).clamp(min=_TINY).log10().T.contiguous()
+    spectrum = torch.fft.rfft(full.unfold(0, WINDOW, HOP) * _hann())
+    # Both parts squared and summed by the filters: half the time of taking magnitudes first.
+    parts = torch.view_as_real(spectrum).square_().reshape(BLOCK_COLUMNS, -1)
+    return (parts @ _filters_of_parts(bins)).clamp_(min=_TINY).log10_()
 
 
 def mirror(samples: Tensor, before: int, after: int) -> Tensor:
