@@ -127,11 +127,11 @@ class Assembler:
             times = scale // max(1, min(scale, int(rows.extent[own, 1].min())))
             source = picture if times == 1 else fine_picture(self.bank, t, times)
             unit = scale // times
-            cells = [_cut(source, rows, int(i), unit) for i in own]
+            cells = _cuts(source, rows, own, unit)
             large = rows.extent[own, 1:].amax(1) > unit
             anew = np.flatnonzero((large & (rows.kind[own] == KIND_POOLED)).numpy())
             if len(anew):
-                line = np.concatenate([cells[i] for i in anew], 1)
+                line = np.concatenate(list(cells[anew]), 1)
                 columns["tokens"][own[anew]] = describe(torch.from_numpy(line[None]))[0, 0].numpy()
             for i, cell in zip(own, cells, strict=True):
                 boxes[i], full = self.pages.add(cell)
@@ -247,20 +247,32 @@ def deepstack_columns(rows: TokenBatch) -> dict[str, Any]:
     return {name: feature_array(rows.extras[name]) for name in names}
 
 
-def _cut(picture: NDArray[np.uint8], rows: TokenBatch, i: int, unit: int) -> NDArray[np.uint8]:
-    """uint8 [28, 28, 3]: the anchor's cell, or the whole rectangle of a pooled one, scaled down.
+def _cuts(
+    picture: NDArray[np.uint8], rows: TokenBatch, own: NDArray[np.int64], unit: int
+) -> NDArray[np.uint8]:
+    """uint8 [n, 28, 28, 3]: anchors' cells, or the whole rectangles of pooled ones, scaled down.
 
     Args:
+        own: int64 [n], rows that are cut from this picture.
         unit: Cells of the rows' grid along one side of a cell of the picture.
     """
-    y, x = int(rows.cell[i, 1]) // unit * CELL, int(rows.cell[i, 2]) // unit * CELL
-    if rows.kind[i] != KIND_POOLED:
-        return picture[y : y + CELL, x : x + CELL]
-    high, wide = int(rows.extent[i, 1]) // unit * CELL, int(rows.extent[i, 2]) // unit * CELL
-    if high == wide == CELL:
-        return picture[y : y + CELL, x : x + CELL]
-    part = Image.fromarray(np.ascontiguousarray(picture[y : y + high, x : x + wide]))
-    return np.asarray(part.resize((CELL, CELL), Image.Resampling.BOX), dtype=np.uint8)
+    cell = rows.cell[own, 1:].numpy() // unit * CELL
+    pooled = (rows.kind[own] == KIND_POOLED).numpy()[:, None]
+    size = np.where(pooled, rows.extent[own, 1:].numpy() // unit, 1)
+    out = np.empty((len(own), CELL, CELL, 3), np.uint8)
+    for high, wide in np.unique(size, axis=0).tolist():
+        alike = np.flatnonzero((size == (high, wide)).all(1))
+        corners = cell[alike].tolist()
+        parts = [picture[y : y + high * CELL, x : x + wide * CELL] for y, x in corners]
+        if high == wide == 1:
+            out[alike] = parts
+        else:
+            # Whole factors: side by side, each is scaled as it would be alone. One below the
+            # other it is not: Pillow begins tall pictures with their columns.
+            line = Image.fromarray(np.concatenate(parts, 1))
+            scaled = line.resize((CELL * len(parts), CELL), Image.Resampling.BOX)
+            out[alike] = np.asarray(scaled).reshape(CELL, -1, CELL, 3).swapaxes(0, 1)
+    return out
 
 
 def segment_starts(bank: Bank) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,7 @@ SLOT = CELL + 2 * MARGIN
 QUALITY = (98, 100)
 #: Pillow knows WebP once this is loaded, and need not load all other formats to find it.
 WEBP = WebPImagePlugin.WebPImageFile.format
+_ROOM = threading.local()
 #: Luma PSNR in dB below which a cell's page is encoded again at the second quality.
 MIN_PSNR = 36.0
 
@@ -134,6 +136,14 @@ def _dct(count: int, size: int) -> Tensor:
     return rows
 
 
+def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A buffer float32 that stays, one a thread: fresh memory would cost more than the products."""
+    room: Tensor | None = getattr(_ROOM, "block", None)
+    if room is None or room.shape != shape or room.device != device:
+        room = _ROOM.block = torch.empty(shape, device=device)
+    return room
+
+
 def describe(pixels: Tensor) -> Tensor:
     """Descriptors float16 [T, rows, cols, 24] of uint8 [T, 28 * rows, 28 * cols, 3].
 
@@ -144,8 +154,7 @@ def describe(pixels: Tensor) -> Tensor:
     t, height, width = pixels.shape[:3]
     rows, cols = height // CELL, width // CELL
     out = torch.empty((t, rows, cols, DIM), dtype=torch.float16, device=pixels.device)
-    # One buffer for all blocks: fresh memory would cost more than the products.
-    block = torch.zeros((BLOCK, height, width, 3), device=pixels.device)
+    block = _room((BLOCK, height, width, 3), pixels.device)
     for a in range(0, t, BLOCK):
         n = min(BLOCK, t - a)
         block[:n].copy_(pixels[a : a + n])
