@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -24,6 +25,9 @@ from tokpipe_cli.commands import (
     project,
     verify,
 )
+
+# Threads of numpy's products spin while they wait, and ours are small; before numpy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe compress talk.mp4 --budget 2048\n\n"

@@ -38,17 +38,21 @@ class Request:
         Raises:
             TokpipeError: Recipe, budget or device are wrong.
         """
-        import torch
+        # What is imported now stays: the collector need not walk it, now or later.
+        gc.disable()
+        try:
+            import torch
 
-        from tokpipe.run import prepare
+            from tokpipe.run import prepare
 
-        if self.options.device == "cpu":
-            # Measured: one thread costs less CPU; results do not change.
-            torch.set_num_threads(1)
-        job = prepare(self.recipe, self.options)
+            if self.options.device == "cpu":
+                # Measured: one thread costs less CPU; results do not change.
+                torch.set_num_threads(1)
+            job = prepare(self.recipe, self.options)
+            gc.freeze()
+        finally:
+            gc.enable()
         job.name = self.name
-        # What is imported by now stays: the collector need not walk it again and again.
-        gc.freeze()
         return job
 
 

@@ -28,6 +28,10 @@ _OURS = (
     "tokpipe_cli.progress", "tokpipe_cli.request", "tokpipe_cli.render_item", "tokpipe.batch",
     "torch", "av", "PIL.Image", "PIL.WebPImagePlugin", "PIL.JpegImagePlugin", "platformdirs",
     "tokpipe.run", "tokpipe.sample.fps", "tokpipe.encode.pixels", "tokpipe.encode.mel",
+    "tokpipe.compress.similarity.temporal_drop", "tokpipe.compress.similarity.coverage_updates",
+    "tokpipe.compress.transformation.silence_gate", "tokpipe.compress.similarity.adjacent_merge",
+    "tokpipe.decode._sparse", "pydantic.main", "pydantic.type_adapter", "numpy.ma",
+    "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.PpmImagePlugin",
 )  # fmt: skip
 #: Modules of each workload; ours are those that ``compress`` imports as it goes.
 IMPORTS: dict[str, tuple[str, ...]] = {
