@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -119,6 +116,9 @@ def test_a_video_over_http(
         assert float(decoded(value["second_per_grid_ts"])) == 1.5
     assert len(part["uuid"]) == 64 and int(part["uuid"], 16) >= 0
     assert written.tokens == len(rows) and written.items == {"videos": 1}
+    # A character is a token here.
+    stamps = 4 * (2 + len("<1.0 seconds>"))
+    assert written.added == 2 + (stamps if kind == "qwen3_vl" else 0)
     assert (
         '--enable-mm-embeds --limit-mm-per-prompt \'{"image": 0, "video": 0}\'' in written.example
     )
@@ -364,59 +364,3 @@ def test_rows_of_other_weights(served: Any, beside: Callable[[str], Any], tmp_pa
     assert any("other weights" in note for note in written.notes)
     with open_cache(path) as opened, pytest.raises(WeightsMismatch):
         to_sglang(opened, str(tmp_path / "other"), "Why?")
-
-
-@pytest.fixture
-def board(beside: Callable[[str], Any], tmp_path: Path) -> Path:
-    """A signal cache of three pictures."""
-    made: Path = beside("board_caches").write_board(
-        tmp_path / "board.tokpipe.safetensors", [1.0, 13.3, 13.7], duration=20.0
-    )
-    return made
-
-
-def jpegs(folder: Path) -> list[bytes]:
-    url = parts(folder)[0]["video_url"]["url"]
-    head, *listed = url.split(",")
-    assert head == "data:video/jpeg;base64"
-    return [base64.b64decode(text, validate=True) for text in listed]
-
-
-def test_keyframes_keep_their_times(
-    board: Path, model: Callable[[str], str], tmp_path: Path
-) -> None:
-    written = export(board, tmp_path / "once", prompt="Why?")
-    timing = request(tmp_path / "once")["media_io_kwargs"]["video"]
-    assert timing["num_frames"] == -1
-    assert [i / timing["fps"] for i in timing["frames_indices"]] == [1.0, 13.3, 13.7]
-    assert timing["total_num_frames"] / timing["fps"] == 20.0
-    once = jpegs(tmp_path / "once")
-    assert [Image.open(io.BytesIO(data)).size for data in once] == [(84, 56)] * 3
-    assert any("pairs=yes" in note for note in written.notes)
-
-    written = export(board, tmp_path / "twice", model=model("qwen3_vl"))
-    indices = request(tmp_path / "twice")["media_io_kwargs"]["video"]["frames_indices"]
-    assert indices == [1000, 1000, 13300, 13300, 13700, 13700]
-    assert jpegs(tmp_path / "twice") == [data for data in once for _ in (0, 1)]
-    assert written.items == {"keyframes": 3, "frames": 6}
-    assert written.notes == ()
-
-    export(board, tmp_path / "llava", model=model("llava"))
-    assert jpegs(tmp_path / "llava") == once
-    export(board, tmp_path / "no", "vllm:pairs=no,max_frames=2", model=model("qwen3_vl"))
-    assert len(jpegs(tmp_path / "no")) == 2
-
-
-def test_keyframes_in_python(board: Path, model: Callable[[str], str]) -> None:
-    with open_cache(board) as opened:
-        ((frames, timing),) = to_vllm(opened, model("qwen2_5_vl"))["multi_modal_data"]["video"]
-    assert frames.shape == (6, 56, 84, 3) and frames.dtype == np.uint8
-    assert np.array_equal(frames[0::2], frames[1::2])
-    assert timing["do_sample_frames"] is False
-    assert timing["frames_indices"] == [1000, 1000, 13300, 13300, 13700, 13700]
-
-
-def test_signal_is_no_token_of_a_model(board: Path, tmp_path: Path) -> None:
-    with pytest.raises(CacheError) as refused:
-        export(board, tmp_path / "out", "vllm:form=http")
-    assert refused.value.code == "export.domain" and "form=frames" in str(refused.value.hint)

@@ -26,8 +26,6 @@ class Kind:
         why: Why vLLM takes none, a sentence; empty where it does.
         stamped: The server writes ``<1.0 seconds>`` before each picture and wants the seconds.
         paced: The server wants seconds per grid step, one number a video.
-        tag: What stands for a picture or sound in the prompt of SGLang: (modality, token's key in
-            the configuration); empty where it takes none.
     """
 
     rope: Literal["mrope", "1-D"]

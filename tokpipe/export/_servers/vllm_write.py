@@ -191,7 +191,8 @@ def _added(sent: Sequence[Sent]) -> int:
         pictures = sum(len(item.times) for item in one.items)
         if one.modality == "video" and kind.stamped:
             texts = [f"<{time:.1f} seconds>" for item in one.items for time in item.times]
-            total += 2 * pictures
+            # Those around the whole video stay too, from transformers 5.10 on.
+            total += 2 * pictures + 2 * len(one.items)
         elif kind.rope == "mrope" or one.target.model_type in ("internvl", "qwen2_audio"):
             total += 2 * len(one.items)
         counted = _count(one.target.name, texts)
