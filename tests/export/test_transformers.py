@@ -24,20 +24,20 @@ from tokpipe.export.transformers import batch_inputs, to_model_inputs
 
 
 def _beside(name: str) -> Any:
-    """A module of this folder."""
-    path = Path(__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"export_{name}", path)
-    assert spec and spec.loader
-    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
-    if not hasattr(module, "MAKERS"):
-        spec.loader.exec_module(module)
-    return module
+    """A module of this folder, as the fixture of this name gives it."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
-tiny = _beside("tiny_models")
+MAKERS = _beside("tiny_models").MAKERS
+tiny = _beside("tiny_case")
 NAMES = tuple(
     name
-    for name in tiny.MAKERS
+    for name in MAKERS
     if "smolvlm" not in name or importlib.util.find_spec("num2words") is not None
 )
 ROADS = ("mm_encoder_outputs", "inputs_embeds") if tiny.NEW else ("inputs_embeds",)
@@ -56,7 +56,7 @@ def case_of() -> Made:
 
     def make(name: str) -> Any:
         if name not in made:
-            made[name] = tiny.MAKERS[name]()
+            made[name] = MAKERS[name]()
         return made[name]
 
     return make
@@ -246,6 +246,6 @@ def test_every_kind_that_counts_ids_is_covered() -> None:
     mine = {kind for kind, where in KINDS.items() if where.partition(":")[0] not in others}
     covered = {
         kind for kind in mine
-        for name in tiny.MAKERS if name in (kind, f"{kind}_video", f"{kind}_image", f"{kind}_tiles")
+        for name in MAKERS if name in (kind, f"{kind}_video", f"{kind}_image", f"{kind}_tiles")
     }  # fmt: skip
     assert mine == covered

@@ -1,222 +1,45 @@
-"""Tiny random models with their processors, on a tokenizer of bytes, and caches of their own rows.
-
-Every model gets pictures by its own processor; a cache holds what it makes of them. The weights are
-wide, so that every token matters. Runs with transformers 4.57 too.
-"""
+"""Tiny models of every kind whose positions count ids, each with a way its processor is fed."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
-import warnings
+import sys
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import tokpipe
 from tokpipe.cache.format import KIND_LAYOUT
 from tokpipe.spec import KIND_KEPT, KIND_NEWLINE
-from tokpipe.tensors import TokenBatch
 
-tf: Any = importlib.import_module("transformers")
-NEW = tuple(int(part) for part in tf.__version__.split(".")[:2]) >= (5, 18)
-TIMES = (0.5, 1.5, 61.0)
-QUESTION = "What is it?"
-#: Ids of the tokenizer, from 0 on; bytes follow.
-TOKENS = (
-    "<pad>", "<s>", "</s>", "<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>",
-    "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<start_of_image>",
-    "<end_of_image>", "<image_soft_token>", "<|image_pad|>", "<|video_pad|>",
-    *(f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5)),
-)  # fmt: skip
-ID = {token: number for number, token in enumerate(TOKENS)}
-_VOCAB = len(TOKENS) + 256
+
+def _beside(name: str) -> Any:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+base = _beside("tiny_case")
+Case: Any = base.Case
+tf, ID, NEW, TIMES, VOCAB = base.tf, base.ID, base.NEW, base.TIMES, base.VOCAB
+chat, tokenizer, widened = base.chat, base.tokenizer, base.widened
 VISION = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
 }  # fmt: skip
 TEXT = {
-    "vocab_size": _VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 PINS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 WIDE_PINS = [[38 * high, 38 * wide] for high in (1, 2, 3) for wide in (1, 2, 3)]
-_CHAT = (
-    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}IMAGE{% elif c['type'] == 'video' %}VIDEO"
-    "{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-#: Seed of the noise the pictures are made of; their size is odd on purpose.
-HEIGHT, WIDTH = 40, 72
-
-
-def tokenizer(
-    image: str = "<image>", video: str = "<video>", old: str = "PreTrained", **named: str
-) -> Any:
-    """A tokenizer of bytes whose special tokens have the names processors ask for.
-
-    Args:
-        old: Kind of tokenizer that a processor of transformers 4 insists on.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {**ID, **{sign: len(TOKENS) + number for number, sign in enumerate(signs)}}
-    made = Tokenizer(models.BPE(vocab, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(list(TOKENS))
-    bound = not NEW and old != "PreTrained"
-    fast = getattr(tf, f"{old}TokenizerFast" if bound else "PreTrainedTokenizerFast")
-    return fast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>",  # noqa: S106
-        extra_special_tokens={"image_token": image, "video_token": video, **named},
-        model_input_names=["input_ids", "attention_mask"],
-        **({"add_bos_token": False} if bound else {}),
-    )  # fmt: skip
-
-
-def chat(image: str = "<image>", video: str = "<video>") -> str:
-    """A chat template that writes these marks."""
-    return _CHAT.replace("IMAGE", image).replace("VIDEO", video)
-
-
-def pictures(count: int = len(TIMES), seed: int = 0) -> Tensor:
-    """Noise uint8 [count, H, W, 3]."""
-    made = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=made)
-
-
-@dataclass
-class Case:
-    """A model, and one way its processor takes pictures.
-
-    Attributes:
-        kind: ``image`` or ``video``, as messages mark it.
-        rows: Own rows of each picture from the processor's output, in the order of the prompt,
-            without what the model adds once a video.
-        tiles: Tokens are those of crops; ``places`` then says where.
-    """
-
-    name: str
-    model: Any
-    processor: Any
-    kind: str
-    rows: Callable[[Any, Any], list[Tensor]]
-    grid: tuple[int, int]
-    tiles: bool = False
-    order: Callable[[int], tuple[Tensor, Tensor, Tensor]] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    call: dict[str, Any] = field(default_factory=dict)
-
-    def messages(self, count: int) -> list[dict[str, Any]]:
-        """What a user of the model itself would write for ``count`` pictures."""
-        marks = [{"type": self.kind}] * (1 if self.kind == "video" else count)
-        return [{"role": "user", "content": [*marks, {"type": "text", "text": QUESTION}]}]
-
-    def asked(self) -> list[dict[str, Any]]:
-        """The same for a cache: one mark."""
-        return self.messages(1)
-
-    def own(self, seen: Tensor, times: tuple[float, ...] = TIMES) -> Any:
-        """Arguments of the model by its own processor."""
-        text = self.processor.apply_chat_template(
-            self.messages(len(seen)), add_generation_prompt=True, tokenize=False
-        )
-        frames = list(seen.permute(0, 3, 1, 2))
-        told = {
-            "fps": 2.0, "duration": 62.0, "total_num_frames": 124, "height": HEIGHT, "width": WIDTH,
-            "frames_indices": [int(2 * time) for time in times], "video_backend": "pyav",
-        }  # fmt: skip
-        if self.kind == "image":
-            images = [f.permute(1, 2, 0).numpy() for f in frames]
-            with warnings.catch_warnings():
-                # PaliGemma's makes numpy arrays of tensors in a way that numpy warns of.
-                warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
-                return self.processor(text=[text], images=images, return_tensors="pt", **self.call)
-        how: dict[str, Any] = {"video_metadata": [told], "do_sample_frames": False}
-        if not NEW and self.name == "video_llava":
-            how = {}
-        videos = [torch.stack(frames)]
-        if not NEW and self.name == "smolvlm":
-            return self.processor(
-                text=[text], videos=[videos], video_metadata=[[told]], do_sample_frames=False,
-                return_tensors="pt", **self.call,
-            )  # fmt: skip
-        return self.processor(text=[text], videos=videos, return_tensors="pt", **how, **self.call)
-
-    @torch.no_grad()
-    def cache(
-        self, folder: Path, seen: Tensor, times: tuple[float, ...] = TIMES,
-        keep: Tensor | None = None, dtype: torch.dtype = torch.float32, **facts: Any,
-    ) -> Path:  # fmt: skip
-        """A cache of the model's own rows of pictures, or of those ``keep`` bool [N] alone."""
-        rows = self.rows(self, self.own(seen, times))
-        assert len(rows) == len(times)
-        tokens = self.tokens(rows, times, dtype)
-        dropped = 0.0
-        if keep is not None:
-            dropped = float(tokens.mass[~keep].sum())
-            tokens = tokens.take(keep.nonzero()[:, 0])
-        told = {**self.about(len(rows[0])), **facts}
-        folder.mkdir(parents=True, exist_ok=True)
-        made: Path = tokpipe.save_cache(
-            folder / "own.tokpipe.safetensors", tokens, encoder=told, dropped=dropped,
-            grid=self.grid, force=True, source={
-                "name": "film", "duration": 62.0, "size": None, "fingerprint": None,
-                "method": None, "container": None, "streams": [{"kind": "video"}],
-            },
-        )  # fmt: skip
-        return made
-
-    def about(self, many: int) -> dict[str, Any]:
-        """Facts on the encoder."""
-        found: dict[str, Any] = {"stage": "post_projector"}
-        if NEW:
-            with suppress(tokpipe.TokpipeError):
-                found = tokpipe.encoder_facts(self.model)
-        found |= {"tiles": self.tiles, "tokens_per_picture": many, "picture": [HEIGHT, WIDTH]}
-        return {**found, **self.facts}
-
-    def tokens(
-        self, rows: list[Tensor], times: tuple[float, ...], dtype: torch.dtype
-    ) -> TokenBatch:
-        """Rows with their places, in the order of the file."""
-        made = []
-        for step, (picture, at) in enumerate(zip(rows, times, strict=True)):
-            n = len(picture)
-            if self.order is None:
-                y, x = torch.arange(n) // self.grid[1], torch.arange(n) % self.grid[1]
-                tile, kind = torch.zeros(n, dtype=torch.int32), torch.full((n,), KIND_KEPT)
-            else:
-                place, tile, kind = self.order(n)
-                y, x = place.unbind(1)
-            cell = torch.stack([torch.full((n,), step), y, x], 1).int()
-            made.append(
-                TokenBatch.build(
-                    picture.to(dtype), torch.full((n,), at, dtype=torch.float64), cell=cell,
-                    tile=tile.int(), kind=kind.to(torch.uint8),
-                )
-            )  # fmt: skip
-        return TokenBatch.cat(made).sorted()
-
-
-def widened(model: Any) -> Any:
-    """The model with wide random weights, in eval mode."""
-    drawn = torch.Generator().manual_seed(1)
-    kind = model.config.model_type
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=drawn)
-            scale = "norm" in name and name.endswith("weight") and "gemma" not in kind
-            parameter.copy_(1 + 0.1 * noise if scale else noise * 0.25)
-    return model.eval()
 
 
 def _clip() -> Any:
@@ -236,7 +59,7 @@ def _pooled(case: Any, made: Any, kind: str = "image", **more: Any) -> Any:
     return getattr(out, "pooler_output", out)
 
 
-def _llava() -> Case:
+def _llava() -> Any:
     config = tf.LlavaConfig(
         vision_config=_clip(), text_config=tf.LlamaConfig(**TEXT), image_token_index=ID["<image>"]
     )
@@ -249,7 +72,7 @@ def _llava() -> Case:
     return Case("llava", model, processor, "image", lambda c, m: list(_pooled(c, m)), (4, 4))
 
 
-def _llava_next() -> Case:
+def _llava_next() -> Any:
     config = tf.LlavaNextConfig(
         vision_config=_clip(), text_config=tf.LlamaConfig(**TEXT), image_token_index=ID["<image>"],
         image_grid_pinpoints=PINS,
@@ -266,7 +89,7 @@ def _llava_next() -> Case:
     )
 
 
-def _packed(case: Case, made: Any) -> list[Tensor]:
+def _packed(case: Any, made: Any) -> list[Tensor]:
     return list(_pooled(case, made, image_sizes=made["image_sizes"]))
 
 
@@ -292,7 +115,7 @@ def _mosaic(g: int) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
 _LINES = {(4, 52): (4, 8), (5, 91): (6, 10)}
 
 
-def _llava_onevision(kind: str) -> Case:
+def _llava_onevision(kind: str) -> Any:
     vision = tf.SiglipVisionConfig(**VISION, image_size=38, patch_size=7, vision_use_head=False)
     config = tf.LlavaOnevisionConfig(
         vision_config=vision, text_config=tf.Qwen2Config(**TEXT), image_token_index=ID["<image>"],
@@ -315,7 +138,7 @@ def _llava_onevision(kind: str) -> Case:
     return Case("llava_onevision", model, processor, "video", _frames_of, (3, 3))
 
 
-def _frames_of(case: Case, made: Any) -> list[Tensor]:
+def _frames_of(case: Any, made: Any) -> list[Tensor]:
     """Rows of each frame of one video, without a newline."""
     found = _pooled(case, made, "video")
     if isinstance(found, list | tuple):
@@ -325,7 +148,7 @@ def _frames_of(case: Case, made: Any) -> list[Tensor]:
     return list(found.reshape(-1, found.shape[-1])[: frames * n].reshape(frames, n, -1))
 
 
-def _llava_next_video() -> Case:
+def _llava_next_video() -> Any:
     config = tf.LlavaNextVideoConfig(
         vision_config=_clip(), text_config=tf.LlamaConfig(**TEXT), image_token_index=ID["<image>"],
         video_token_index=ID["<video>"], image_grid_pinpoints=PINS, spatial_pool_stride=2,
@@ -343,7 +166,7 @@ def _llava_next_video() -> Case:
     return Case("llava_next_video", model, processor, "video", _frames_of, (2, 2))
 
 
-def _video_llava() -> Case:
+def _video_llava() -> Any:
     config = tf.VideoLlavaConfig(
         vision_config=_clip(), text_config=tf.LlamaConfig(**TEXT), image_token_index=ID["<image>"],
         video_token_index=ID["<video>"],
@@ -359,7 +182,7 @@ def _video_llava() -> Case:
     return Case("video_llava", model, processor, "video", _classed, (4, 4), order=_class_first)
 
 
-def _classed(case: Case, made: Any) -> list[Tensor]:
+def _classed(case: Any, made: Any) -> list[Tensor]:
     found = _pooled(case, made, "video")
     found = found[0] if isinstance(found, tuple) else found
     return list(found.reshape(-1, 17, found.shape[-1]))
@@ -372,7 +195,7 @@ def _class_first(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return place, torch.zeros(n), torch.full((n,), KIND_KEPT)
 
 
-def _internvl(kind: str) -> Case:
+def _internvl(kind: str) -> Any:
     vision = tf.InternVLVisionConfig(**VISION, image_size=[32, 32], patch_size=[4, 4])
     config = tf.InternVLConfig(
         vision_config=vision, text_config=tf.Qwen2Config(**TEXT), image_seq_length=16,
@@ -421,7 +244,7 @@ def _crops(g: int) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
     return order
 
 
-def _small(kind: str, way: str) -> Case:
+def _small(kind: str, way: str) -> Any:
     vision = {**VISION, "image_size": 32, "patch_size": 4}
     config = getattr(tf, f"{kind}Config")(
         vision_config=vision, text_config={**TEXT, "model_type": "llama"}, scale_factor=2,
@@ -454,21 +277,21 @@ def _small(kind: str, way: str) -> Case:
     return Case(name, model, processor, "video", _small_rows, (4, 4))
 
 
-def _small_rows(case: Case, made: Any) -> list[Tensor]:
+def _small_rows(case: Any, made: Any) -> list[Tensor]:
     out = case.model.model.get_image_features(made["pixel_values"], made["pixel_attention_mask"])
     found = getattr(out, "pooler_output", out)
     found = torch.cat(list(found)) if isinstance(found, list | tuple) else found.flatten(0, 1)
     return list(found.reshape(len(TIMES), -1, found.shape[-1]))
 
 
-def _paligemma() -> Case:
+def _paligemma() -> Any:
     vision = tf.SiglipVisionConfig(
         **VISION, image_size=32, patch_size=8, vision_use_head=False, projection_dim=48
     )
     text = tf.GemmaConfig(**TEXT, head_dim=12)
     config = tf.PaliGemmaConfig(
         vision_config=vision, text_config=text, image_token_index=ID["<image>"], projection_dim=48,
-        hidden_size=48, vocab_size=_VOCAB,
+        hidden_size=48, vocab_size=VOCAB,
     )  # fmt: skip
     image = tf.SiglipImageProcessor(size={"height": 32, "width": 32})
     image.image_seq_length = 16
@@ -477,7 +300,7 @@ def _paligemma() -> Case:
     return Case("paligemma", model, processor, "image", lambda c, m: list(_pooled(c, m)), (4, 4))
 
 
-def _gemma3() -> Case:
+def _gemma3() -> Any:
     vision = tf.SiglipVisionConfig(**VISION, image_size=32, patch_size=4, vision_use_head=False)
     text = tf.Gemma3TextConfig(
         **TEXT, head_dim=12, sliding_window=4096, query_pre_attn_scalar=12,
@@ -501,7 +324,7 @@ def _gemma3() -> Case:
     return Case("gemma3", model, processor, "image", lambda c, m: list(_pooled(c, m)), (4, 4))
 
 
-def _video_llama_3(kind: str) -> Case:
+def _video_llama_3(kind: str) -> Any:
     models: Any = importlib.import_module("transformers.models.video_llama_3")
     vision = {
         "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
@@ -526,7 +349,7 @@ def _video_llama_3(kind: str) -> Case:
     )  # fmt: skip
 
 
-def _video_llama_rows(case: Case, made: Any) -> list[Tensor]:
+def _video_llama_rows(case: Any, made: Any) -> list[Tensor]:
     base = case.model.model
     if case.kind == "image":
         out = base.get_image_features(
@@ -543,7 +366,7 @@ def _video_llama_rows(case: Case, made: Any) -> list[Tensor]:
     return list(found.reshape(len(TIMES), -1, found.shape[-1]))
 
 
-MAKERS: dict[str, Callable[[], Case]] = {
+MAKERS: dict[str, Callable[[], Any]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_next_video": _llava_next_video,
@@ -563,55 +386,3 @@ MAKERS: dict[str, Callable[[], Case]] = {
 }
 if not NEW:  # transformers 4 has no VideoLLaMA3
     MAKERS = {name: make for name, make in MAKERS.items() if "video_llama_3" not in name}
-
-
-def rows_of(cache: Path) -> Any:
-    """The tokens of a cache."""
-    with tokpipe.open_cache(cache) as opened:
-        return opened.tokens(stream="video")["video"].to_tokens()
-
-
-def template_of(case: Case) -> str:
-    """The chat template that counts for a case."""
-    if case.name == "smolvlm" and case.kind == "video":
-        module = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
-        return str(module.DEFAULT_CHAT_TEMPLATE)
-    return str(case.processor.chat_template)
-
-
-def alone(own: Any) -> dict[str, Any]:
-    """The processor's output as arguments, without what only training takes."""
-    return {key: value for key, value in own.items() if key != "labels"}
-
-
-def shown(case: Case, ids: Tensor, keep: Tensor) -> Tensor:
-    """Bool [S]: ids of the whole prompt that are there when ``keep`` bool [N] of the rows are.
-
-    ``keep`` counts in the order of the file; pictures of which nothing is kept are not expected.
-    """
-    number = {
-        "image": getattr(case.model.config, "image_token_id", None)
-        or case.model.config.image_token_index
-    }
-    if case.kind == "video" and case.name not in ("internvl", "smolvlm"):
-        config = case.model.config
-        number["video"] = getattr(config, "video_token_id", None) or config.video_token_index
-    slots = (ids[0] == number.get("video", number["image"])).nonzero()[:, 0]
-    n = len(keep) // len(TIMES)
-    if case.order is None:
-        order = torch.arange(n)
-    else:
-        place, tile, _ = case.order(n)
-        # Rows of a file lie by tile, y, x; those of the prompt as the model has them.
-        order = torch.tensor(sorted(range(n), key=lambda i: (int(tile[i]), *place[i].tolist())))
-    flags = torch.empty(len(keep), dtype=torch.bool)
-    for step in range(len(TIMES)):
-        flags[step * n + order] = keep[step * n : (step + 1) * n]
-    made = torch.ones(ids.shape[1], dtype=torch.bool)
-    made[slots[: len(flags)]] = flags
-    return made
-
-
-def places(case: Case, length: int) -> Tensor:
-    """Positions of the whole prompt for a forward pass."""
-    return torch.arange(length)[None] + (1 if case.name == "paligemma" else 0)
