@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tokpipe.cache.pack import pack
 from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, CacheVersion
 from tokpipe.testing.caches import write_features
 from tokpipe.torch import (
-    PackCollator,
     PadCollator,
     Sample,
     TokenCacheDataset,
@@ -273,84 +271,6 @@ def test_a_cache_unreadable_from_the_start_is_an_item(broken: Path) -> None:
     assert len(found) == 6 and found.lengths()[2] == 0
     with pytest.raises(CacheCorrupt, match="item `c02`"):
         found[2]
-
-
-# Workers.
-
-
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_read_what_the_parent_reads(data: Path, context: str) -> None:
-    found = TokenCacheDataset(data)
-    expected = [found[n] for n in range(COUNT)]  # files are open before workers start
-    loader = DataLoader(found, batch_size=4, num_workers=2, collate_fn=list,
-                        multiprocessing_context=context)  # fmt: skip
-    got = [sample for batch in loader for sample in batch]
-    assert [s.key for s in got] == found.keys
-    for one, two in zip(got, expected, strict=True):
-        assert all(torch.equal(one[s].tokens, two[s].tokens) for s in two.streams)
-
-
-def test_pickles_hold_no_files(data: Path) -> None:
-    found = TokenCacheDataset(data, budget=7)
-    first = found[0]
-    copy: TokenCacheDataset = pickle.loads(pickle.dumps(found))
-    assert torch.equal(copy[0]["video"].tokens, first["video"].tokens)
-
-
-def test_transforms_make_the_item(data: Path) -> None:
-    found = TokenCacheDataset(data, transform=index_of)
-    assert [found[n] for n in range(3)] == [0, 1, 2] == found.__getitems__([0, 1, 2])
-
-
-# Batches.
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_padded_batches(data: Path, side: Any, workers: int) -> None:
-    found = TokenCacheDataset(data)
-    collate = PadCollator(side=side, multiple=8)
-    loader = DataLoader(found, batch_size=6, num_workers=workers, collate_fn=collate)
-    batch = next(iter(loader))
-    assert batch["keys"] == found.keys[:6] and batch["index"].tolist() == list(range(6))
-    for stream, room in (("video", 48), ("audio", 16)):
-        assert batch[f"{stream}.tokens"].shape[:2] == (6, room)
-        for number in range(6):
-            rows = found[number].streams.get(stream)
-            count = 0 if rows is None else len(rows)
-            mask = batch[f"{stream}.mask"][number]
-            assert int(batch[f"{stream}.length"][number]) == count == int(mask.sum())
-            assert bool(mask[:count].all() if side == "right" else mask[room - count :].all())
-            if rows is not None:
-                assert torch.equal(batch[f"{stream}.tokens"][number][mask], rows.tokens)
-                assert torch.equal(batch[f"{stream}.at"][number][mask], rows.at)
-            assert not batch[f"{stream}.tokens"][number][~mask].any()
-
-
-def test_packed_batches(data: Path) -> None:
-    found = TokenCacheDataset(data)
-    batch = PackCollator()([found[n] for n in range(5)])
-    for stream in ("video", "audio"):
-        edges = batch[f"{stream}.cu_seqlens"]
-        assert edges.dtype == torch.int32 and len(edges) == 6 and edges[0] == 0
-        assert batch[f"{stream}.max_seqlen"] == int(edges.diff().max())
-        for number in range(5):
-            part = batch[f"{stream}.tokens"][edges[number] : edges[number + 1]]
-            rows = found[number].streams.get(stream)
-            assert torch.equal(part, rows.tokens) if rows is not None else len(part) == 0
-
-
-def test_batches_of_unlike_items_are_refused(caches: Path, tmp_path: Path) -> None:
-    other = TokenCacheDataset(write_features(tmp_path / f"a{END}", width=16))
-    for collate in (PadCollator(), PackCollator()):
-        with pytest.raises(CacheError, match="`tokens` of one batch is"):
-            collate([TokenCacheDataset(caches)[0], other[0]])
-        with pytest.raises(CacheError, match="nothing in the batch"):
-            collate([None])
-        with pytest.raises(CacheError, match="instead of samples"):
-            collate([3])  # type: ignore[list-item]
-    with pytest.raises(CacheError, match="cannot pad"):
-        PadCollator(side="middle")  # type: ignore[arg-type]
 
 
 def test_an_item_of_a_huge_claim_is_refused(tmp_path: Path) -> None:

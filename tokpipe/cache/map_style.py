@@ -86,7 +86,7 @@ class TokenCacheDataset(Dataset[Any]):
         return self._reading.one(self.number(item))
 
     def __getitems__(self, items: Sequence[int | str]) -> list[Any]:
-        """Read the items of a batch, whole ones into one piece of memory."""
+        """Read the items of a batch."""
         return self._reading.many([self.number(item) for item in items])
 
     def read(

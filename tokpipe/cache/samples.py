@@ -23,6 +23,7 @@ from tokpipe.cache._item import (
     read_rows,
     size_of,
 )
+from tokpipe.cache._mapping import MOST, Scratch, Source, mapped
 from tokpipe.cache.dataset import CacheDataset
 from tokpipe.cache.format import STREAMS
 from tokpipe.cache.verify import verify
@@ -30,8 +31,6 @@ from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, TokpipeError
 
 Verify = Literal["open", "first-touch"]
 OnError = Literal["raise", "skip"]
-#: Items of one read begin at a multiple of this many bytes, so that every column is aligned.
-_ALIGN = 64
 
 
 def shared_number() -> Tensor:
@@ -47,10 +46,13 @@ class Tokens:
     Attributes:
         tokens: [N, D] features in the stored dtype, or the one asked for.
         columns: The other columns by name, [N, ...] each.
+        source: Where the very bytes of ``tokens`` lie in a file, None where they were cast or
+            chosen.
     """
 
     tokens: Tensor
     columns: dict[str, Tensor]
+    source: Source | None = None
 
     def __len__(self) -> int:
         """Return N."""
@@ -82,7 +84,12 @@ class Sample:
 
     @property
     def tokens(self) -> Tensor:
-        """[N, D] features of the only stream.
+        """[N, D] features of the only stream."""
+        return self.only.tokens
+
+    @property
+    def only(self) -> Tokens:
+        """The rows of the only stream.
 
         Raises:
             CacheError: The item has several streams.
@@ -90,7 +97,7 @@ class Sample:
         if len(self.streams) != 1:
             raise CacheError(f"item `{self.key}` has {len(self.streams)} streams",
                              code="dataset.stream", hint="name one: sample['video']")  # fmt: skip
-        return next(iter(self.streams.values())).tokens
+        return next(iter(self.streams.values()))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,6 +123,7 @@ class Reading:
     transform: Callable[[Sample], Any] | None = None
     skipped: Tensor = field(default_factory=shared_number)
     _files: Files = field(default_factory=Files)
+    _scratch: Scratch = field(default_factory=Scratch)
     _touched: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -141,25 +149,10 @@ class Reading:
             self.want = replace(want, whole=False)
 
     def many(self, items: Sequence[int]) -> list[Any]:
-        """Read several items into one buffer; the place of a skipped one holds None."""
-        if self.want.chosen or not self.want.whole or len(items) == 1:
-            return [self.one(item) for item in items]
-        starts, sizes, total = [], [], 0
-        for item in items:
-            try:
-                size = size_of(self._files, self.data.place(item))
-            except TokpipeError:
-                size = 0  # reading it says why
-            starts.append(total)
-            sizes.append(size)
-            total += size + -size % _ALIGN
-        whole = new_tensor((total,), torch.uint8)
-        return [
-            self.one(item, None, whole[a : a + n])
-            for item, a, n in zip(items, starts, sizes, strict=True)
-        ]
+        """Read several items; the place of a skipped one holds None."""
+        return [self.one(item) for item in items]
 
-    def one(self, item: int, want: Want | None = None, buffer: Tensor | None = None) -> Any:
+    def one(self, item: int, want: Want | None = None) -> Any:
         """Read one item.
 
         Raises:
@@ -167,7 +160,7 @@ class Reading:
         """
         place, key = self.data.place(item), self.data.key(item)
         try:
-            streams = self._read(item, place, want or self.want, buffer)
+            streams = self._read(item, place, want or self.want)
         except TokpipeError as error:
             if self.on_error == "skip":
                 self.skipped += 1
@@ -178,60 +171,66 @@ class Reading:
         sample = Sample(key, item, streams)
         return sample if self.transform is None else self.transform(sample)
 
-    def _read(
-        self, item: int, place: Place, want: Want, buffer: Tensor | None
-    ) -> dict[str, Tokens]:
+    def _read(self, item: int, place: Place, want: Want) -> dict[str, Tokens]:
         if self.verify == "first-touch" and item not in self._touched:
             window = None if place.size < 0 else (place.offset, place.size)
             for problem in verify(place.path, True, window, False).problems:
                 raise CacheCorrupt(problem.message, code=f"cache.{problem.code}")
             self._touched.add(item)
         if want.whole and not want.chosen:
-            return self._whole(place, want, buffer)
+            return self._whole(place, want)
         if want.whole and want.start is None and want.stop is None and self._most(item, want):
             wide = replace(want, columns=tuple(dict.fromkeys((*want.columns, "rank"))))
-            made = self._whole(place, replace(wide, budget=None), buffer)
+            made = self._whole(place, replace(wide, budget=None))
             return {s: _first(t, want) for s, t in made.items()}
         raw = read_rows(place, want)
-        return {s: self._tokens(r, _copied) for s, r in raw.items()}
+        return {s: self._tokens(r) for s, r in raw.items()}
 
     def _most(self, item: int, want: Want) -> bool:
         """At least half of an item's rows are within the budget."""
         rows = sum(int(self.data.rows(s)[item]) for s in STREAMS)
         return want.budget is not None and 2 * want.budget >= rows
 
-    def _whole(self, place: Place, want: Want, buffer: Tensor | None) -> dict[str, Tokens]:
-        held = buffer
-        if held is None or not len(held):
-            held = new_tensor((size_of(self._files, place),), torch.uint8)
-        flat: Bytes = held.numpy()
+    def _whole(self, place: Place, want: Want) -> dict[str, Tokens]:
+        size = size_of(self._files, place)
+        flat: Bytes = self._scratch.take(size) if size <= MOST else np.empty(size, dtype=np.uint8)
         fill(self._files, place, flat)
-        base, kept = flat.__array_interface__["data"][0], held
+        base, made = flat.__array_interface__["data"][0], {}
+        for stream, raw in parse(flat, want).items():
+            sources = {
+                name: Source(
+                    place.path, place.offset + array.__array_interface__["data"][0] - base,
+                    _FEATURES[raw.dtype], array.shape,
+                )
+                for name, array in raw.columns.items() if _is_feature(name)
+            }  # fmt: skip
+            columns = {
+                name: mapped(sources[name], self._files) if name in sources else _copied(array)
+                for name, array in raw.columns.items()
+            }
+            made[stream] = self._cast(columns)
+            if self.dtype in (None, sources["tokens"].dtype):
+                made[stream].source = sources["tokens"]
+        return made
 
-        def tensor(array: Any) -> Tensor:
-            kind = _TORCH[array.dtype.str[1:]]
-            start = array.__array_interface__["data"][0] - base
-            if (kept.storage_offset() + start) % array.itemsize:
-                return _copied(array)
-            return kept[start : start + array.nbytes].view(kind).view(array.shape)
+    def _tokens(self, raw: RawStream) -> Tokens:
+        return self._cast({
+            name: _copied(array).view(_FEATURES[raw.dtype]) if _is_feature(name)
+            else _copied(array) for name, array in raw.columns.items()
+        })  # fmt: skip
 
-        return {s: self._tokens(r, tensor) for s, r in parse(flat, want).items()}
-
-    def _tokens(self, raw: RawStream, tensor: Callable[[Any], Tensor]) -> Tokens:
-        made = {
-            name: self._cast(tensor(array), raw.dtype)
-            if name == "tokens" or name.startswith("deepstack_") else tensor(array)
-            for name, array in raw.columns.items()
-        }  # fmt: skip
-        return Tokens(made.pop("tokens"), made)
-
-    def _cast(self, features: Tensor, dtype: str) -> Tensor:
-        found = features.view(torch.bfloat16) if dtype == "BF16" else features
-        return found if self.dtype is None else found.to(self.dtype)
+    def _cast(self, columns: dict[str, Tensor]) -> Tokens:
+        if self.dtype is not None:
+            for name in filter(_is_feature, columns):
+                columns[name] = columns[name].to(self.dtype)
+        return Tokens(columns.pop("tokens"), columns)
 
 
-_TORCH = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i4": torch.int32,
-          "i8": torch.int64, "u1": torch.uint8, "u2": torch.int16}  # fmt: skip
+_FEATURES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
+
+
+def _is_feature(name: str) -> bool:
+    return name == "tokens" or name.startswith("deepstack_")
 
 
 def _copied(array: Any) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tokpipe.cache.samples import Sample
+from tokpipe.cache._mapping import Rows
+from tokpipe.cache.samples import Sample, Tokens
 from tokpipe.errors import CacheError, MissingExtra, ModelError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class PromptDataset(Dataset[dict[str, Any]]):
         """The prompts of a batch."""
         prompts = [dict(self.prompts[number]) for number in numbers]
         samples = self.caches.__getitems__([self._item(prompt) for prompt in prompts])
+        if type(self) is not PromptDataset:
+            for stream in (t for s in samples if s is not None for t in s.streams.values()):
+                stream.source = None  # whoever extends this may change features on their way
         return [{**p, "sample": s} for p, s in zip(prompts, samples, strict=True)]
 
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -109,7 +113,8 @@ class TrainerCollator:
         if not read:
             raise CacheError("nothing in the batch could be read", code="dataset.batch",
                              hint="tokpipe dataset verify names what cannot be read")  # fmt: skip
-        rows = [self._rows(p["sample"]) for p in read]
+        found = [self._rows(p["sample"]) for p in read]
+        rows = [tokens.tokens for tokens in found]
         made = [self._expanded(p, len(r)) for p, r in zip(read, rows, strict=True)]
         length = max(len(ids) for ids, _ in made)
         out: dict[str, Any] = {
@@ -117,10 +122,14 @@ class TrainerCollator:
             "attention_mask": self._padded([torch.ones_like(i) for i, _ in made], length, 0),
             "labels": self._padded([labels for _, labels in made], length, IGNORED),
         }
-        return {**out, ROWS: rows} if self.rows else {**out, **_outputs(rows, self.modality)}
+        sources = [tokens.source for tokens in found]
+        known = [source for source in sources if source is not None]
+        whole = type(self) is TrainerCollator and len(known) == len(sources)
+        handed = Rows(rows, known if whole else ())
+        return {**out, ROWS: handed} if self.rows else {**out, **_outputs(handed, self.modality)}
 
-    def _rows(self, sample: Sample) -> Tensor:
-        return sample.tokens if self.stream is None else sample[self.stream].tokens
+    def _rows(self, sample: Sample) -> Tokens:
+        return sample.only if self.stream is None else sample[self.stream]
 
     def _expanded(self, prompt: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
         """Ids with a placeholder a row, and labels."""
@@ -149,14 +158,14 @@ class TrainerCollator:
         return out
 
 
-def _outputs(rows: Sequence[Tensor], modality: str) -> dict[str, dict[str, Any]]:
+def _outputs(rows: list[Tensor], modality: str) -> dict[str, dict[str, Any]]:
     try:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
     except ImportError as error:
         raise MissingExtra("batches for a Trainer need transformers", code="extra.encoders",
                            hint='pip install "tokpipe[encoders]"') from error  # fmt: skip
     output: Any = BaseModelOutputWithPooling
-    return {"mm_encoder_outputs": {modality: output(pooler_output=list(rows))}}
+    return {"mm_encoder_outputs": {modality: output(pooler_output=rows)}}
 
 
 def feed_rows(
