@@ -73,7 +73,7 @@ def test_keyframes_keep_their_times(
     assert timing["total_num_frames"] / timing["fps"] == 20.0
     once = jpegs(tmp_path / "once")
     assert [Image.open(io.BytesIO(data)).size for data in once] == [(84, 56)] * 3
-    assert any("pairs=yes" in note for note in written.notes)
+    assert any("doubled=yes" in note for note in written.notes)
 
     written = export(board, tmp_path / "twice", model=model("qwen3_vl"))
     indices = request(tmp_path / "twice")["media_io_kwargs"]["video"]["frames_indices"]
@@ -84,7 +84,7 @@ def test_keyframes_keep_their_times(
 
     export(board, tmp_path / "llava", model=model("llava"))
     assert jpegs(tmp_path / "llava") == once
-    export(board, tmp_path / "no", "vllm:pairs=no,max_frames=2", model=model("qwen3_vl"))
+    export(board, tmp_path / "no", "vllm:doubled=no,max_frames=2", model=model("qwen3_vl"))
     assert len(jpegs(tmp_path / "no")) == 2
 
 

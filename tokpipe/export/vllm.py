@@ -39,7 +39,7 @@ class Vllm:
         uuid: Name by which vLLM caches the item; empty for a digest of what is sent.
         dtype: Tokens are cast to it (``bfloat16``, ``float16``, ``float32``); empty leaves them.
         allow_mismatch: Tokens of other weights than the model's are sent too.
-        pairs: Each keyframe is sent twice, for models that join two frames: ``auto`` asks the
+        doubled: Each keyframe is sent twice, for models that join two frames: ``auto`` asks the
             model's kind.
         from_source: The media itself, for pictures in its own size (``frames``).
         max_frames: At most so many keyframes (``frames``); 0 is all.
@@ -69,7 +69,7 @@ class Vllm:
     uuid: str = ""
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""
     allow_mismatch: bool = False
-    pairs: Literal["auto", "yes", "no"] = "auto"
+    doubled: Literal["auto", "yes", "no"] = "auto"
     from_source: str = ""
     max_frames: Annotated[int, Field(ge=0)] = 0
 

@@ -101,13 +101,13 @@ def frames(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
                          code="export.domain")  # fmt: skip
     count, notes = len(times), []
     model = exporter.model or recorded_model(cache, "video")
-    twice = exporter.pairs == "yes"
-    if exporter.pairs == "auto" and model:
+    twice = exporter.doubled == "yes"
+    if exporter.doubled == "auto" and model:
         twice = vllm_frames.joins_two(model)
-    if exporter.pairs == "auto" and not model:
+    if exporter.doubled == "auto" and not model:
         notes.append(
             "no model is named: each keyframe is sent once, which blends two of them in models "
-            "that join two frames (Qwen-VL); name it, or set pairs=yes"
+            "that join two frames (Qwen-VL); name it, or set doubled=yes"
         )
     if twice:
         times, pictures = vllm_frames.doubled(times, pictures)
