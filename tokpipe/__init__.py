@@ -21,6 +21,7 @@ _HOME = {
     "GridMap": "maps",
     "InEncoder": "encode._merging.in_encoder",
     "MediaInfo": "spec",
+    "ModelInputs": "export.transformers",
     "Options": "job",
     "Query": "tensors",
     "Recipe": "recipe",
