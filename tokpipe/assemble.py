@@ -278,12 +278,20 @@ def _cuts(
 def segment_starts(bank: Bank) -> NDArray[np.float64]:
     """Start times float64 [G] of the stretches between cuts; the first is 0."""
     records = bank.frames()
-    starts, recent = [0.0], [0.0]
-    for pts, cut in zip(records["pts"][1:].tolist(), records["cut"][1:].tolist(), strict=True):
-        usual = sorted(recent)[len(recent) // 2]
-        if cut > max(_CUT_LEVEL, _CUT_RATIO * usual) and pts > starts[-1]:
+    cut = records["cut"][1:].astype(np.float64)
+    if not len(cut):
+        return np.zeros(1)
+    # What came before the first counts as still; of fewer than eight the middle one is usual too.
+    lately = np.append(0.0, cut[:-1])
+    usual = [sorted(lately[: i + 1])[(i + 1) // 2] for i in range(min(len(cut), _CUT_MEMORY - 1))]
+    if len(cut) >= _CUT_MEMORY:
+        runs = np.lib.stride_tricks.sliding_window_view(lately, _CUT_MEMORY)
+        usual.extend(np.sort(runs, 1)[:, _CUT_MEMORY // 2])
+    found = np.flatnonzero(cut > np.maximum(_CUT_LEVEL, _CUT_RATIO * np.array(usual)))
+    starts = [0.0]
+    for pts in records["pts"][1:][found].tolist():
+        if pts > starts[-1]:
             starts.append(pts)
-        recent = [*recent[-(_CUT_MEMORY - 1) :], cut]
     return np.array(starts)
 
 
