@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokpipe_cli import options as o
-from tokpipe_cli.boundary import UsageProblem, os_problem
-from tokpipe_cli.console import Screen, show_error
-from tokpipe_cli.jsonl import emit, emit_item, summarise
+from tokpipe_cli.boundary import UsageProblem
+from tokpipe_cli.console import Screen
+from tokpipe_cli.each import Each, outputs_of, some_of
 
 if TYPE_CHECKING:
     from tokpipe.errors import TokpipeError
-    from tokpipe.run import RunRecord
 
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe encode talk.tokpipe.safetensors -e open_clip:ViT-B-32\n\n"
@@ -85,90 +85,24 @@ def encode(
     from tokpipe.run import Options
 
     options = Options(**options_from(given))
-    run = _Run(screen, steps, late_rules(rules), options, budget)
-    for path, target in _targets(files, steps, output):
-        run.one(path, target)
-    raise typer.Exit(run.close())
-
-
-def _targets(files: list[Path], steps: list[Any], output: str | None) -> list[tuple[Path, Path]]:
-    """Caches named or found below folders, and an output for each, no two alike."""
-    from tokpipe.batch import Entry, assign_outputs
     from tokpipe.batch.dedup import find_caches
-    from tokpipe.late_run import encoded_suffix
-    from tokpipe.run import SUFFIX
+    from tokpipe.late_run import encode_cache, encoded_suffix
 
-    found = find_caches(files)
-    if not any(path.exists() for path in found):
-        what = f"no such file `{found[0]}`" if found else "no token caches were found"
-        raise UsageProblem(what, hint="name token caches, or folders that hold some")
-    # Outputs are named as for media, after the name without its two suffixes.
-    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in found]
-    entries = [
-        Entry(name, Path(name.name), named=path in files)
-        for name, path in zip(named, found, strict=True)
-    ]
-    try:
-        targets = assign_outputs(entries, output, suffix=encoded_suffix(steps))
-    except FileExistsError as error:
-        raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
-    return list(zip(found, targets, strict=True))
+    caches, each = some_of(find_caches(files)), _Encoded(screen)
+    how: dict[str, Any] = {
+        "encoders": steps, "rules": late_rules(rules), "budget": budget, "options": options,
+    }  # fmt: skip
+    targets = outputs_of(caches, output, encoded_suffix(steps), files)
+    for path, target in zip(caches, targets, strict=True):
+        each.write(path, partial(encode_cache, path, target, **how))
+    raise typer.Exit(each.close())
 
 
-class _Run:
-    """The caches of one command, and what became of them."""
+class _Encoded(Each):
+    """Caches encoded, or media named by mistake."""
 
-    def __init__(
-        self, screen: Screen, steps: list[Any], rules: Any, options: Any, budget: str | None
-    ) -> None:
-        self.screen, self.steps, self.rules = screen, steps, rules
-        self.options, self.budget = options, budget
-        self.statuses: list[str] = []
-        self.codes: list[int] = []
-
-    def one(self, path: Path, output: Path) -> None:
-        """Encode one cache."""
-        from tokpipe.errors import TokpipeError
-        from tokpipe.late_run import encode_cache
-
-        try:
-            record = encode_cache(
-                path, output, encoders=self.steps, rules=self.rules, budget=self.budget,
-                options=self.options,
-            )  # fmt: skip
-        except TokpipeError as error:
-            if error.code.startswith("cache.") and path.suffix != ".safetensors":
-                error.hint = "media files go to `tokpipe compress --encoder`"
-            self._failed(path, error)
-        except OSError as error:
-            self._failed(path, os_problem(error))
-        else:
-            self._done(record)
-
-    def close(self) -> int:
-        """The summary, and the exit code."""
-        counts = summarise(self.statuses)
-        if self.screen.json:
-            emit("summary", **counts)
-        if not self.codes:
-            return 0
-        alike = len(self.codes) == len(self.statuses) and len(set(self.codes)) == 1
-        return self.codes[0] if alike else 1
-
-    def _done(self, record: RunRecord) -> None:
-        from tokpipe_cli.render_item import show_item
-
-        self.statuses.append(record.status)
-        if self.screen.json:
-            emit_item(record.to_dict(), None)
-        show_item(record.to_dict(), self.screen, alone=True)
-
-    def _failed(self, path: Path, error: TokpipeError) -> None:
-        self.statuses.append("failed")
-        self.codes.append(error.exit_code)
-        if self.screen.json:
-            from tokpipe.run import RunRecord
-
-            record = RunRecord(input=str(path), output="", status="failed").closed(0.0)
-            emit_item(record.to_dict(), error)
-        show_error(error)
+    def failed(self, path: Path, error: TokpipeError) -> None:
+        """Say where media files go."""
+        if error.code.startswith("cache.") and path.suffix != ".safetensors":
+            error.hint = "media files go to `tokpipe compress --encoder`"
+        super().failed(path, error)

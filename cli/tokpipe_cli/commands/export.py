@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokpipe_cli import options as o
-from tokpipe_cli.boundary import UsageProblem, os_problem
+from tokpipe_cli.boundary import UsageProblem
 from tokpipe_cli.complete import consumer_names
-from tokpipe_cli.console import Screen, show_error
-from tokpipe_cli.jsonl import emit, summarise
+from tokpipe_cli.console import Screen
+from tokpipe_cli.each import Each, outputs_of, some_of
+from tokpipe_cli.jsonl import emit
 
 if TYPE_CHECKING:
     from tokpipe.errors import TokpipeError
@@ -93,7 +94,7 @@ def export(
     run = _Run(screen, to, name, exporter, from_source, force=force)
     with CacheFiles(_found(files)) as caches:
         run.all(caches, output)
-    raise typer.Exit(run.close())
+    raise typer.Exit(run.each.close())
 
 
 def _fitting(to: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -117,10 +118,7 @@ def _found(files: list[Path] | None) -> list[Path]:
     found = []
     for given in files or []:
         found += [given] if is_dataset(given) else find_caches([given])
-    if not any(path.exists() for path in found):
-        what = f"no such file `{found[0]}`" if found else "no token caches were found"
-        raise UsageProblem(what, hint="name token caches, or folders that hold some")
-    return list(dict.fromkeys(found))
+    return some_of(found)
 
 
 class _Run:
@@ -131,11 +129,10 @@ class _Run:
         force: bool,
     ) -> None:  # fmt: skip
         self.screen, self.to, self.name, self.exporter = screen, to, name, exporter
-        self.source, self.force = source, force
+        self.source, self.force, self._target = source, force, Path()
         if source is not None:
             _fitting(to, {"from_source": source})
-        self.statuses: list[str] = []
-        self.codes: list[int] = []
+        self.each = Each(screen, self._failed_event)
 
     def all(self, caches: CacheFiles, output: str | None) -> None:
         """Export every cache."""
@@ -145,15 +142,6 @@ class _Run:
         targets = _targets(caches.names, output, self.name, self.exporter.suffix)
         for number, target in enumerate(targets):
             self._guarded(caches, number, target, self._one)
-
-    def close(self) -> int:
-        """The summary, and the exit code."""
-        if self.screen.json:
-            emit("summary", **summarise(self.statuses))
-        if not self.codes:
-            return 0
-        alike = len(self.codes) == len(self.statuses) and len(set(self.codes)) == 1
-        return self.codes[0] if alike else 1
 
     def _one(self, path: Path, target: Path) -> None:
         from dataclasses import replace
@@ -190,31 +178,20 @@ class _Run:
         check_cache(path, self.name, self.exporter)
 
     def _guarded(self, caches: CacheFiles, number: int, target: Path, work: Any) -> bool:
-        """Do the work; an error is shown, counted and not passed on."""
-        from tokpipe.errors import TokpipeError
+        """Do the work of one cache, which may have to be copied out of a dataset first."""
+        self._target = target
+        return self.each.guard(caches.names[number], lambda: work(caches[number], target))
+
+    def _failed_event(self, path: Path, error: TokpipeError) -> None:
         from tokpipe.export import ExportRecord
 
-        problem: TokpipeError
-        try:
-            work(caches[number], target)
-        except TokpipeError as error:
-            problem = error
-        except OSError as error:
-            problem = os_problem(error)
-        else:
-            return True
-        self.statuses.append("failed")
-        self.codes.append(problem.exit_code)
-        if self.screen.json:
-            record = ExportRecord([str(caches.names[number])], str(target), self.name)
-            emit("item", **record.to_dict(), error=problem.to_dict())
-        show_error(problem)
-        return False
+        record = ExportRecord([str(path)], str(self._target), self.name)
+        emit("item", **record.to_dict(), error=error.to_dict())
 
     def _done(self, record: ExportRecord) -> None:
         from tokpipe_cli.render_export import show_export
 
-        self.statuses.append(record.status)
+        self.each.statuses.append(record.status)
         if self.screen.json:
             emit("item", **record.to_dict())
         show_export(record, self.screen)
@@ -222,22 +199,14 @@ class _Run:
 
 def _targets(names: list[Path], output: str | None, name: str, suffix: str) -> list[Path]:
     """An output for each cache, no two alike."""
-    from tokpipe.batch import Entry, assign_outputs
     from tokpipe.cache.dataset_info import is_dataset
-    from tokpipe.run import SUFFIX
 
     if output is None and any(is_dataset(p.parent) for p in names):
         raise UsageProblem("nothing is written into a dataset", hint="name a folder with -o")
-    ending = suffix or f".{name}"
     if output is not None and not suffix and len(names) == 1:
         # Of one cache a folder is the output itself.
         return [Path(output)]
-    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in names]
-    entries = [Entry(path, Path(path.name), named=True) for path in named]
-    try:
-        return assign_outputs(entries, output, suffix=ending)
-    except FileExistsError as error:
-        raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
+    return outputs_of(names, output, suffix or f".{name}", names)
 
 
 def _media_of(cache: Path, source: Path) -> Path:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tokpipe_cli import options as o
-from tokpipe_cli.boundary import UsageProblem, os_problem
-from tokpipe_cli.console import Screen, show_error
-from tokpipe_cli.jsonl import emit, emit_item, summarise
+from tokpipe_cli.boundary import UsageProblem
+from tokpipe_cli.console import Screen
+from tokpipe_cli.each import Each, outputs_of, some_of
 
 if TYPE_CHECKING:
-    from tokpipe.errors import TokpipeError
-    from tokpipe.run import RunRecord
+    pass
 
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe project talk.clip.tokpipe.safetensors "
@@ -88,93 +88,23 @@ def project(
 
     Budget, times and places stay. One cache of a tower serves every model that shares it.
     """
+    from tokpipe.batch.dedup import find_caches
+    from tokpipe.project import project_cache, projected_suffix
+
     screen = Screen(json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     if precision not in _PRECISIONS:
         raise UsageProblem(
             f"unknown precision `{precision}`", hint=f"expected {', '.join(_PRECISIONS)}"
         )
     model, _, revision = to.partition("@") if not Path(to).exists() else (to, "", "")
-    how = {
+    how: dict[str, Any] = {
         "model": model, "revision": revision, "weights": weights, "precision": precision,
         "device": device, "check": not no_check, "drop_incomplete": drop_incomplete,
         "force": force,
     }  # fmt: skip
-    run = _Run(screen, how)
-    for path, target in _targets(files, model, output):
-        run.one(path, target)
-    raise typer.Exit(run.close())
-
-
-def _targets(files: list[Path], model: str, output: str | None) -> list[tuple[Path, Path]]:
-    """Caches named or found below folders, and an output for each, no two alike."""
-    from tokpipe.batch import Entry, assign_outputs
-    from tokpipe.batch.dedup import find_caches
-    from tokpipe.project import projected_suffix
-    from tokpipe.run import SUFFIX
-
     suffix = projected_suffix(model)
     found = [p for p in find_caches(files) if p in files or not p.name.endswith(suffix)]
-    if not any(path.exists() for path in found):
-        what = f"no such file `{found[0]}`" if found else "no token caches were found"
-        raise UsageProblem(what, hint="name token caches, or folders that hold some")
-    named = [p.with_name(p.name.removesuffix(SUFFIX) + ".cache") for p in found]
-    entries = [
-        Entry(name, Path(name.name), named=path in files)
-        for name, path in zip(named, found, strict=True)
-    ]
-    try:
-        targets = assign_outputs(entries, output, suffix=suffix)
-    except FileExistsError as error:
-        raise UsageProblem(str(error), hint="name a folder with -o, or give one cache") from error
-    return list(zip(found, targets, strict=True))
-
-
-class _Run:
-    """The caches of one command, and what became of them."""
-
-    def __init__(self, screen: Screen, how: dict[str, Any]) -> None:
-        self.screen, self.how = screen, how
-        self.statuses: list[str] = []
-        self.codes: list[int] = []
-
-    def one(self, path: Path, output: Path) -> None:
-        """Project one cache."""
-        from tokpipe.errors import TokpipeError
-        from tokpipe.project import project_cache
-
-        try:
-            record = project_cache(path, output, **self.how)
-        except TokpipeError as error:
-            self._failed(path, error)
-        except OSError as error:
-            self._failed(path, os_problem(error))
-        else:
-            self._done(record)
-
-    def close(self) -> int:
-        """The summary, and the exit code."""
-        counts = summarise(self.statuses)
-        if self.screen.json:
-            emit("summary", **counts)
-        if not self.codes:
-            return 0
-        alike = len(self.codes) == len(self.statuses) and len(set(self.codes)) == 1
-        return self.codes[0] if alike else 1
-
-    def _done(self, record: RunRecord) -> None:
-        from tokpipe_cli.render_item import show_item
-
-        self.statuses.append(record.status)
-        if self.screen.json:
-            emit_item(record.to_dict(), None)
-        show_item(record.to_dict(), self.screen, alone=True)
-
-    def _failed(self, path: Path, error: TokpipeError) -> None:
-        self.statuses.append("failed")
-        self.codes.append(error.exit_code)
-        if self.screen.json:
-            from tokpipe.run import RunRecord
-
-            record = RunRecord(input=str(path), output="", status="failed").closed(0.0)
-            emit_item(record.to_dict(), error)
-        show_error(error)
+    caches, each = some_of(found), Each(screen)
+    for path, target in zip(caches, outputs_of(caches, output, suffix, files), strict=True):
+        each.write(path, partial(project_cache, path, target, **how))
+    raise typer.Exit(each.close())
