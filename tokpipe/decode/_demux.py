@@ -57,9 +57,17 @@ def read_packets(box: Any, streams: list[Any], damage: Callable[[str], None]) ->
     packets = box.demux(*streams)
     while failures < _PATIENCE:
         try:
-            packet = next(packets)
-        except (StopIteration, IndexError):
-            # IndexError: PyAV at the end of a file in which streams appeared while reading.
+            for packet in packets:
+                failures = 0
+                size = packet.size
+                if size:
+                    left -= size
+                    if left < 0:
+                        damage("the container's index points to the same bytes over and over")
+                        return
+                    yield packet
+        except IndexError:
+            # PyAV at the end of a file in which streams appeared while reading.
             return
         except av.FFmpegError as error:
             failures += 1
@@ -67,15 +75,8 @@ def read_packets(box: Any, streams: list[Any], damage: Callable[[str], None]) ->
             if isinstance(error, av.EOFError):
                 return
             packets = box.demux(*streams)
-            continue
-        failures = 0
-        size = packet.size
-        if size:
-            left -= size
-            if left < 0:
-                damage("the container's index points to the same bytes over and over")
-                return
-            yield packet
+        else:
+            return
 
 
 def flush(stream: Any) -> Iterator[Any]:

@@ -136,8 +136,10 @@ class GroupCollector:
         group.duration.append(duration)
         group.size.append(packet.size)
         group.hidden.append(early or (self.codec == "vp8" and not memoryview(packet)[0] & 0x10))
-        group.alone = group.alone and key
-        group.layered = group.layered or self.units.layer > 0
+        if not key:
+            group.alone = False
+        if self.units.layer > 0:
+            group.layered = True
         self.bytes += packet.size
         if self.keep:
             group.packets.append(packet)
@@ -158,13 +160,14 @@ class GroupCollector:
         span, key = packet.duration, packet.is_keyframe
         duration = span * self.clock.tick if span else self.step
         t = self.clock.place_packet(packet.pts, packet.dts, duration)
-        if self.timeline.resets:
+        if len(self.timeline.offsets) > 1:
             raise Unsafe("timestamps restart")
         if t < 0:
             raise Unsafe("pictures before the start")
         if key and packet.has_sidedata("new_extradata"):
             raise Unsafe("the decoder's set-up changes")
-        self.units.look(packet)
+        if self.codec == "hevc":
+            self.units.look(packet)
         # A key that decoding cannot start at is a picture like others.
         return t, duration, key and self.units.starts(packet)
 
@@ -179,7 +182,7 @@ class GroupCollector:
             if t <= max(group.t):
                 raise Unsafe("groups that overlap")
             return self._close(t)
-        if len(group) >= LONGEST or self.bytes >= HEAVIEST:
+        if len(group.t) >= LONGEST or self.bytes >= HEAVIEST:
             # Cut where nothing later is shown earlier, as far as this packet tells.
             return self._close(t, closes=False) if t > max(group.t) else None
         return None
@@ -233,8 +236,7 @@ class _Units:
 
     def look(self, packet: Any) -> None:
         """Find the layer of a packet."""
-        if self.codec == "hevc":
-            self._first_slice(packet)
+        self._first_slice(packet)
 
     def _first_slice(self, packet: Any) -> int | None:
         data = memoryview(packet)

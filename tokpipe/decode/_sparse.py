@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -144,10 +144,9 @@ class _SparseReader:
         self.edge: Edge | None = None
         self.size: tuple[int, int] | None = None
 
-    def push(self, packet: Any) -> Iterator[DecodedPicture]:
+    def push(self, packet: Any) -> Iterable[DecodedPicture]:
         group = self.collector.push(packet)
-        if group is not None:
-            yield from self._give(group)
+        return () if group is None else self._give(group)
 
     def finish(self) -> Iterator[DecodedPicture]:
         group = self.collector.finish()

@@ -138,7 +138,10 @@ class StreamClock:
         # In step, as nearly always: neither back nor too far ahead.
         if t - self.end > RESET * line.scale or (last is not None and t < last):
             t = self._in_epoch(raw, raw)
-        return self._note(t, t, duration)
+            return self._note(t, t, duration)
+        self.last = t
+        self._reach(t + duration)
+        return t
 
     def place_packet(self, pts: int | None, dts: int | None, duration: int) -> int:
         """Media time in units of the next packet in decoding order.
@@ -157,8 +160,10 @@ class StreamClock:
         t, placed = raw + offset, order + offset
         if t - self.end > RESET * line.scale or (last is not None and placed < last):
             t = self._in_epoch(raw, order)
-            placed = t - raw + order
-        return self._note(t, placed, duration)
+            return self._note(t, t - raw + order, duration)
+        self.last = placed
+        self._reach(t + duration)
+        return t
 
     def _in_epoch(self, raw: int, order: int | None) -> int:
         line = self.timeline
@@ -174,11 +179,13 @@ class StreamClock:
             if self.last is not None and order < self.last:
                 self.disordered += 1
             self.last = order
-        stop = t + duration
+        self._reach(t + duration)
+        return t
+
+    def _reach(self, stop: int) -> None:
         if stop > self.end:
             self.end = stop
             self.timeline.end = max(self.timeline.end, stop)
-        return t
 
     def _next_epoch(self, raw: int) -> int:
         line = self.timeline

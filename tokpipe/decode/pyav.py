@@ -300,6 +300,7 @@ class _AudioReader:
 
     def _frames(self, frames: Iterable[Any]) -> list[AudioChunk]:
         out: list[AudioChunk] = []
+        scale = self.clock.timeline.scale
         for frame in frames:
             rate, samples = frame.sample_rate, frame.samples
             if not samples:
@@ -307,9 +308,10 @@ class _AudioReader:
             if rate not in SAMPLE_RATES:
                 self.source.damage(f"sound at {rate} Hz")
                 continue
-            start = self.clock.place(frame.pts, samples * self.clock.timeline.scale // rate)
+            start = self.clock.place(frame.pts, samples * scale // rate)
             try:
-                out.extend(map(self._chunk, self.placer.push(frame, start)))
+                if blocks := self.placer.push(frame, start):
+                    out.extend(map(self._chunk, blocks))
             except (av.FFmpegError, ValueError) as error:
                 self.source.damage(f"sound that cannot be resampled: {reason(error)}")
         return out
