@@ -6,11 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tokpipe.cache._mapping import Rows
+from tokpipe.cache._mapping import Buffers, Rows
 from tokpipe.cache.pack import pack
 from tokpipe.errors import CacheCorrupt, CacheError
 from tokpipe.testing.caches import write_features
@@ -116,6 +117,61 @@ def test_rows_come_as_they_were_in_the_worker(data: Path, workers: int, change: 
                 expected = torch.full_like(expected, 7)
             assert torch.equal(row, expected * 2 if change == "torch" else expected)
             row.zero_()  # belongs to this process alone
+
+
+def test_what_is_done_to_ids_in_a_worker_arrives(data: Path) -> None:
+    caches = TokenCacheDataset(data)
+    prompts = PromptDataset([{"key": k, "input_ids": [1, 9, 2]} for k in caches.keys], caches)
+    plain = TrainerCollator(placeholder=9, pad=0, stream="video", rows=True)
+    for collate, change in ((plain, 0), (Marking(plain, True), 1), (Marking(plain, False), 1)):
+        batch = next(iter(DataLoader(prompts, 4, num_workers=1, collate_fn=collate)))
+        expected = plain([prompts[n] for n in range(4)])
+        assert type(batch) is dict and set(expected) <= set(batch)
+        assert torch.equal(batch["input_ids"], expected["input_ids"] + change)
+        assert torch.equal(batch["labels"], expected["labels"])
+        assert batch.get("more") == ("kept" if change else None)
+
+
+class Marking:
+    """A collator around another one, that changes ids in place or not."""
+
+    def __init__(self, inner: TrainerCollator, in_place: bool) -> None:
+        self.inner, self.in_place = inner, in_place
+
+    def __call__(self, prompts: Any) -> dict[str, Any]:
+        batch = self.inner(prompts)
+        if self.in_place:
+            batch["input_ids"] += 1
+        else:
+            batch["input_ids"] = batch["input_ids"] + 1
+        batch["more"] = "kept"
+        return batch
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
+    buffers = Buffers()
+    kept, places = [], set()
+    for number in range(300):
+        tensor = buffers.take(1000 + number % 7)
+        tensor.fill_(number % 251)
+        places.add(tensor.data_ptr())
+        if number % 5 == 0:
+            # A part, as numbers of another kind, in numpy: each keeps the memory.
+            kept.append((number % 251, tensor[64:128].view(torch.int32)[3:].numpy()[::2]))
+        del tensor
+    assert len(places) <= 70
+    for value, array in kept:
+        assert (array.copy().view(np.uint8) == value).all()
+    assert len(buffers.take(10_000_000)) == 10_000_000 and len(buffers.take(0)) == 0
+
+
+def test_samples_outlive_later_reads(data: Path) -> None:
+    found = TokenCacheDataset(data)
+    kept = [found[n]["video"].tokens[2:4] for n in range(COUNT)]
+    for _ in range(3):
+        for number in range(COUNT):
+            found[number]
+    assert all(torch.equal(part, found[n]["video"].tokens[2:4]) for n, part in enumerate(kept))
 
 
 def test_rows_of_a_file_that_is_gone_are_an_error(tmp_path: Path) -> None:

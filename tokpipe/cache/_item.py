@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,54 +144,76 @@ def fill(files: Files, place: Place, buffer: Bytes) -> None:
         view, at = view[count:], at + count
 
 
-def parse(buffer: Bytes, want: Want) -> dict[str, RawStream]:
-    """Columns of an item that is in memory, as views of it.
+class Spot(NamedTuple):
+    """Where a tensor lies in an item: safetensors dtype, shape, first byte and the one after."""
 
-    The header is trusted no further than the wanted columns; ``tokpipe.cache.verify`` checks all.
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def of(self, head: Bytes) -> Array:
+        """The tensor as a view of the item's first bytes."""
+        return head[self.start : self.stop].view(NUMPY_DTYPES[self.dtype]).reshape(self.shape)
+
+
+def header_size(head: Bytes, size: int) -> int:
+    """Bytes of an item before its data, from the first eight.
 
     Raises:
-        CacheCorrupt: The header is damaged, a column is absent or does not fit the file, or rows
-            are not in order of time.
+        CacheCorrupt: It cannot be.
+    """
+    return 8 + header_length(head[:8].tobytes(), size)
+
+
+def locate(header: Bytes, size: int, want: Want) -> dict[str, dict[str, Spot]]:
+    """Where the wanted columns of each stream lie.
+
+    The header is trusted no further than that; ``tokpipe.cache.verify`` checks all.
+
+    Args:
+        header: Length and header.
+        size: Bytes of the item.
+
+    Raises:
+        CacheCorrupt: The header is damaged, or a column is absent or does not fit the item.
         CacheVersion: Another major version of the format is needed.
     """
-    size = len(buffer)
-    length = header_length(buffer[:8].tobytes(), size)
+    base, out, last = len(header), {}, 0
     try:
-        raw = json.loads(buffer[8 : 8 + length].tobytes())
-        metadata = raw["__metadata__"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raw = json.loads(str(header[8:].data, "utf-8"))
+        metadata = raw.pop("__metadata__")
+        check_version(metadata)
+        for entry in raw.values():
+            if (stop := entry["data_offsets"][1]) > last:
+                last = stop
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CacheCorrupt(f"the header is damaged: {error}", code="cache.header") from error
-    check_version(metadata)
-    base, out = 8 + length, {}
-    if max(_stop(entry) for name, entry in raw.items() if name != "__metadata__") != size - base:
+    if last != size - base:
         raise CacheCorrupt("the data do not end where the file ends", code="cache.size")
     for stream in want.streams:
         if f"{stream}.tokens" not in raw:
             continue
         names = ("tokens", *(c for c in want.columns if f"{stream}.{c}" in raw))
-        columns = {n: _view(buffer, base, f"{stream}.{n}", raw) for n in names}
-        if len({len(c) for c in columns.values()}) > 1:
+        spots = {n: _spot(base, size, f"{stream}.{n}", raw) for n in names}
+        if len({spot.shape[0] for spot in spots.values()}) > 1:
             raise CacheCorrupt(f"{stream}: columns differ in rows", code="cache.shape")
-        check_times(stream, columns.get("at"))
-        out[stream] = RawStream(raw[f"{stream}.tokens"]["dtype"], columns)
+        out[stream] = spots
     return out
 
 
-def _stop(entry: Any) -> int:
-    try:
-        return int(entry["data_offsets"][1])
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise CacheCorrupt("a tensor has no data_offsets", code="cache.header") from error
-
-
-def _view(buffer: Bytes, base: int, name: str, raw: Mapping[str, Any]) -> Array:
+def _spot(base: int, size: int, name: str, raw: Mapping[str, Any]) -> Spot:
     try:
         entry = raw[name]
-        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        bytes_ = prod(shape) * ITEM_BYTES[kind]
-        if not (0 <= start <= stop <= len(buffer) - base and stop - start == bytes_):
+        kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if kind not in NUMPY_DTYPES or not shape or min(shape) < 0:
+            raise ValueError(f"{kind} {list(shape)} is none of a cache")
+        if (
+            not (0 <= start <= stop <= size - base)
+            or stop - start != prod(shape) * ITEM_BYTES[kind]
+        ):
             raise ValueError("its bytes do not hold its shape")
-        return buffer[base + start : base + stop].view(NUMPY_DTYPES[kind]).reshape(shape)
+        return Spot(kind, shape, base + start, base + stop)
     except (TypeError, KeyError, ValueError) as error:
         raise CacheCorrupt(f"tensor `{name}`: {error}", code="cache.header") from error
 
@@ -200,7 +222,8 @@ def check_times(stream: str, at: Array | None) -> None:
     """Refuse times that do not rise or are not finite."""
     if at is None or not len(at):
         return
-    ends = np.isfinite(at[0]) and np.isfinite(at[-1])
+    # In order, the first and the last are the least and the largest; NaN is never in order.
+    ends = isfinite(at.item(0)) and isfinite(at.item(-1))
     if not ends or not (at[1:] >= at[:-1]).all():
         raise CacheCorrupt(f"`{stream}.at` is not monotone and finite", code="cache.order")
 
@@ -209,7 +232,7 @@ def read_rows(place: Place, want: Want, pread: Pread = os.pread) -> dict[str, Ra
     """Only the wanted rows, by ranged reads: the header, a search in ``at``, and the ranges.
 
     Raises:
-        CacheError: As :func:`parse`.
+        CacheError: As :func:`locate`.
     """
     window = None if place.size < 0 else (place.offset, place.size)
     with CacheFile(place.path, pread, window) as file:

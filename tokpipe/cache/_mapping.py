@@ -1,14 +1,18 @@
-"""Features as views of their file, each process with its own pages for what it writes.
+"""Where the features of an item are put: memory that is used again, or pages of the file itself.
 
-Fresh memory costs more than reading: a page of it is found, cleared and entered, while the system
-has the pages of the file at hand. So an item is read into one buffer that is used again, which
-checks it and brings it into the cache of the system, and its features are mapped from there.
+Fresh memory costs more than reading: a page of it is found, cleared and entered. A process that
+reads for itself therefore reads into buffers that come back when their tensors are gone. A loader's
+worker maps the file instead, and hands over the place: bytes would go through shared memory, which
+is fresh for every batch. The worker sees to it that the system has the pages at hand, so that the
+trainer does not wait for a disk, and a disk that fails is an error in the worker.
 """
 
 from __future__ import annotations
 
 import mmap
-import threading
+import os
+import weakref
+from collections import deque
 from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
@@ -20,9 +24,12 @@ from torch import Tensor
 from tokpipe.cache._item import Bytes, Files, Place, fill
 from tokpipe.errors import CacheCorrupt
 
-#: Items above this many bytes get memory of their own.
-MOST = 1 << 26
 _FILES = Files()
+#: Bytes from one look to the next whether the system has a file's pages at hand.
+_STEP = 1 << 18
+_BLOCK_BYTES = 1 << 18
+#: Buffers that wait for use at most, and their bytes together.
+_WAITING, _WAITING_BYTES = 64, 1 << 28
 
 
 class Source(NamedTuple):
@@ -34,21 +41,42 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Scratch(threading.local):
-    """A buffer of each thread that is used again and grows to the largest item."""
+class Buffers:
+    """Memory for items, used again once nothing refers to it any more; never pickled."""
 
     def __init__(self) -> None:
-        self._held: Bytes = np.empty(0, dtype=np.uint8)
+        self._waiting: deque[Bytes] = deque()
 
-    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         """A copy in another process has its own."""
-        return Scratch, ()
+        return Buffers, ()
 
-    def take(self, size: int) -> Bytes:
-        """``size`` bytes, until the next call."""
-        if len(self._held) < size:
-            self._held = np.empty(size, dtype=np.uint8)
-        return self._held[:size]
+    def take(self, size: int) -> Tensor:
+        """A uint8 tensor [size]; it and all views of it gone, the memory is used again."""
+        held = self._fitting(size)
+        view = memoryview(held.data)[:size]
+        # The storage refers to this view, whatever tensors and arrays refer to the storage.
+        weakref.finalize(view, self._back, held).atexit = False
+        return torch.frombuffer(view, dtype=torch.uint8)
+
+    def _fitting(self, size: int) -> Bytes:
+        for _ in range(len(self._waiting)):
+            try:
+                held = self._waiting.pop()  # the last one back is the nearest to the processor
+            except IndexError:
+                break
+            if size <= len(held) <= 2 * size:
+                return held
+            self._waiting.appendleft(held)
+        return np.empty(max(1, size + size // 8), dtype=np.uint8)
+
+    def _back(self, held: Bytes) -> None:
+        self._waiting.append(held)
+        while len(self._waiting) > _WAITING or sum(map(len, self._waiting)) > _WAITING_BYTES:
+            try:
+                self._waiting.popleft()
+            except IndexError:
+                break
 
 
 class Rows(list[Tensor]):
@@ -106,3 +134,32 @@ def _read(source: Source, size: int, files: Files) -> Tensor:
     flat = torch.empty(size, dtype=torch.uint8)
     fill(files, Place(source.path, source.offset, size), flat.numpy())
     return flat.view(source.dtype).view(source.shape)
+
+
+def at_hand(files: Files, place: Place, start: int) -> None:
+    """Bring an item's bytes from ``start`` on into the system's cache, where they are not there.
+
+    Raises:
+        CacheError: They cannot be read.
+    """
+    handle, stop = files.get(place.path), place.offset + place.size
+    if _there(handle.fd, place.offset + start, stop):
+        return
+    block = np.empty(_BLOCK_BYTES, dtype=np.uint8)
+    for at in range(place.offset + start, stop, _BLOCK_BYTES):
+        size = min(_BLOCK_BYTES, stop - at)
+        fill(files, Place(place.path, at, size), block[:size])
+
+
+def _there(descriptor: int, start: int, stop: int) -> bool:
+    """Looks at a byte every 256 KiB say that reading would not wait."""
+    flag = getattr(os, "RWF_NOWAIT", None)
+    if flag is None:
+        return False
+    byte = [bytearray(1)]
+    try:
+        return all(
+            os.preadv(descriptor, byte, at, flag) for at in (*range(start, stop, _STEP), stop - 1)
+        )
+    except OSError:
+        return False

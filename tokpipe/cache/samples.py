@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,14 +16,17 @@ from tokpipe.cache._item import (
     Files,
     Place,
     RawStream,
+    Spot,
     Want,
+    check_times,
     fill,
     first_problem,
-    parse,
+    header_size,
+    locate,
     read_rows,
     size_of,
 )
-from tokpipe.cache._mapping import MOST, Scratch, Source, mapped
+from tokpipe.cache._mapping import Buffers, Source, at_hand, mapped
 from tokpipe.cache.dataset import CacheDataset
 from tokpipe.cache.format import STREAMS
 from tokpipe.cache.verify import verify
@@ -31,6 +34,8 @@ from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, TokpipeError
 
 Verify = Literal["open", "first-touch"]
 OnError = Literal["raise", "skip"]
+#: First read of an item: its header, and in most the times.
+_HEAD_BYTES = 1 << 15
 
 
 def shared_number() -> Tensor:
@@ -123,7 +128,7 @@ class Reading:
     transform: Callable[[Sample], Any] | None = None
     skipped: Tensor = field(default_factory=shared_number)
     _files: Files = field(default_factory=Files)
-    _scratch: Scratch = field(default_factory=Scratch)
+    _buffers: Buffers = field(default_factory=Buffers)
     _touched: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -192,25 +197,62 @@ class Reading:
         return want.budget is not None and 2 * want.budget >= rows
 
     def _whole(self, place: Place, want: Want) -> dict[str, Tokens]:
-        size = size_of(self._files, place)
-        flat: Bytes = self._scratch.take(size) if size <= MOST else np.empty(size, dtype=np.uint8)
-        fill(self._files, place, flat)
-        base, made = flat.__array_interface__["data"][0], {}
-        for stream, raw in parse(flat, want).items():
-            sources = {
-                name: Source(
-                    place.path, place.offset + array.__array_interface__["data"][0] - base,
-                    _FEATURES[raw.dtype], array.shape,
-                )
-                for name, array in raw.columns.items() if _is_feature(name)
-            }  # fmt: skip
-            columns = {
-                name: mapped(sources[name], self._files) if name in sources else _copied(array)
-                for name, array in raw.columns.items()
-            }
-            made[stream] = self._cast(columns)
-            if self.dtype in (None, sources["tokens"].dtype):
-                made[stream].source = sources["tokens"]
+        item = place._replace(size=size_of(self._files, place))
+        if get_worker_info() is not None:
+            return self._mapped(item, want)
+        held = self._buffers.take(item.size)
+        flat: Bytes = held.numpy()
+        fill(self._files, item, flat)
+        spots = locate(flat[: header_size(flat, item.size)], item.size, want)
+        return {s: self._stream(s, found, item, flat, held) for s, found in spots.items()}
+
+    def _mapped(self, item: Place, want: Want) -> dict[str, Tokens]:
+        """As a loader's worker reads: columns are read, features are mapped."""
+        head = self._head(item, min(item.size, _HEAD_BYTES))
+        length = header_size(head, item.size)
+        if length > len(head):
+            head = self._head(item, length)
+        spots = locate(head[:length], item.size, want)
+        ends = [
+            spot.stop for found in spots.values() for name, spot in found.items()
+            if not _is_feature(name)
+        ]  # fmt: skip
+        if max(ends, default=0) > len(head):
+            head = self._head(item, max(ends))
+        at_hand(self._files, item, len(head))
+        return {s: self._stream(s, found, item, head, None) for s, found in spots.items()}
+
+    def _head(self, item: Place, size: int) -> Bytes:
+        head: Bytes = np.empty(size, dtype=np.uint8)
+        fill(self._files, item._replace(size=size), head)
+        return head
+
+    def _stream(
+        self, stream: str, spots: Mapping[str, Spot], item: Place, flat: Bytes,
+        held: Tensor | None,
+    ) -> Tokens:  # fmt: skip
+        """Columns as copies, features as views of what was read, or of the file."""
+        columns = {}
+        for name, spot in spots.items():
+            if not _is_feature(name):
+                array = spot.of(flat)
+                if name == "at":
+                    check_times(stream, array)
+                columns[name] = _copied(array)
+                continue
+            dtype = _FEATURES[spot.dtype]
+            source = Source(item.path, item.offset + spot.start, dtype, spot.shape)
+            if held is None:
+                columns[name] = mapped(source, self._files)
+            elif spot.start % dtype.itemsize:
+                columns[name] = _copied(spot.of(flat)).view(dtype)
+            else:
+                columns[name] = held[spot.start : spot.stop].view(dtype).view(spot.shape)
+            if name == "tokens":
+                tokens = source
+        made = self._cast(columns)
+        if self.dtype in (None, tokens.dtype):
+            made.source = tokens
         return made
 
     def _tokens(self, raw: RawStream) -> Tokens:

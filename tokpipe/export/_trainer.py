@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from tokpipe.cache._mapping import Rows
 from tokpipe.cache.samples import Sample, Tokens
@@ -24,6 +24,8 @@ IGNORED = -100
 #: Argument by which rows travel to a model that :func:`feed_rows` prepared.
 ROWS = "cache_rows"
 Modality = Literal["image", "video"]
+#: Ids, labels, and how often the placeholder among them is to be written.
+Text = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
@@ -115,27 +117,25 @@ class TrainerCollator:
                              hint="tokpipe dataset verify names what cannot be read")  # fmt: skip
         found = [self._rows(p["sample"]) for p in read]
         rows = [tokens.tokens for tokens in found]
-        made = [self._expanded(p, len(r)) for p, r in zip(read, rows, strict=True)]
-        length = max(len(ids) for ids, _ in made)
-        out: dict[str, Any] = {
-            "input_ids": self._padded([ids for ids, _ in made], length, self.pad),
-            "attention_mask": self._padded([torch.ones_like(i) for i, _ in made], length, 0),
-            "labels": self._padded([labels for _, labels in made], length, IGNORED),
-        }
+        texts = [self._text(p, len(r)) for p, r in zip(read, rows, strict=True)]
         sources = [tokens.source for tokens in found]
         known = [source for source in sources if source is not None]
         whole = type(self) is TrainerCollator and len(known) == len(sources)
         handed = Rows(rows, known if whole else ())
-        return {**out, ROWS: handed} if self.rows else {**out, **_outputs(handed, self.modality)}
+        rest = {ROWS: handed} if self.rows else _outputs(handed, self.modality)
+        ids = joined(texts, self.placeholder, self.pad, self.side)
+        if get_worker_info() is None:
+            return {**ids, **rest}
+        return _Sent({**ids, **rest}, ids, (texts, self.placeholder, self.pad, self.side))
 
     def _rows(self, sample: Sample) -> Tokens:
         return sample.only if self.stream is None else sample[self.stream]
 
-    def _expanded(self, prompt: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
-        """Ids with a placeholder a row, and labels."""
-        ids = torch.as_tensor(prompt["input_ids"], dtype=torch.int64)
+    def _text(self, prompt: Mapping[str, Any], rows: int) -> Text:
+        """Ids, labels, and how often the placeholder is written."""
+        ids = np.asarray(prompt["input_ids"], dtype=np.int64)
         told = prompt.get("labels")
-        labels = ids if told is None else torch.as_tensor(told, dtype=torch.int64)
+        labels = ids if told is None else np.asarray(told, dtype=np.int64)
         if len(labels) != len(ids):
             raise CacheError(f"{len(labels)} labels for {len(ids)} ids", code="dataset.prompt")
         count = int((ids == self.placeholder).sum())
@@ -144,18 +144,47 @@ class TrainerCollator:
             raise CacheError(f"item `{key}` has {rows} rows, its prompt {count} placeholders",
                              code="export.placeholders",
                              hint="write one placeholder where the media belong")  # fmt: skip
-        times = torch.ones_like(ids)
-        if count == 1:
-            times[ids == self.placeholder] = rows
-        ids, labels = ids.repeat_interleave(times), labels.repeat_interleave(times)
-        return ids, labels.masked_fill(ids == self.placeholder, IGNORED)
+        return ids, labels, rows if count == 1 else 1
 
-    def _padded(self, parts: Sequence[Tensor], length: int, fill: int) -> Tensor:
-        out = torch.full((len(parts), length), fill, dtype=torch.int64)
-        for place, part in zip(out, parts, strict=True):
-            low = 0 if self.side == "right" else length - len(part)
-            place[low : low + len(part)] = part
-        return out
+
+def joined(
+    texts: Sequence[Text], placeholder: int, pad: int, side: Literal["right", "left"]
+) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask`` and ``labels`` of prompts, each of one length."""
+    made = []
+    for ids, labels, count in texts:
+        times = np.where(ids == placeholder, count, 1)
+        wide = np.repeat(ids, times)
+        made.append((wide, np.where(wide == placeholder, IGNORED, np.repeat(labels, times))))
+    length = max(len(ids) for ids, _ in made)
+    batch = np.empty((3, len(made), length), dtype=np.int64)
+    batch[0], batch[1], batch[2] = pad, 0, IGNORED
+    for row, (ids, labels) in enumerate(made):
+        low = 0 if side == "right" else length - len(ids)
+        place = slice(low, low + len(ids))
+        batch[0, row, place], batch[1, row, place], batch[2, row, place] = ids, 1, labels
+    names = ("input_ids", "attention_mask", "labels")
+    return dict(zip(names, torch.from_numpy(batch), strict=True))
+
+
+class _Sent(dict[str, Any]):
+    """A batch on its way from a worker: its ids are written out where it arrives.
+
+    That is quicker than new shared memory. What was changed on the way goes as it is.
+    """
+
+    def __init__(self, values: Mapping[str, Any], ids: dict[str, Tensor], how: Any) -> None:
+        super().__init__(values)
+        self._ids, self._how = ids, how
+
+    def __reduce__(self) -> tuple[object, ...]:
+        same = all(self.get(n) is ids and ids._version == 0 for n, ids in self._ids.items())
+        rest = {name: value for name, value in self.items() if not same or name not in self._ids}
+        return (_arrived, (self._how, rest)) if same else (dict, (rest,))
+
+
+def _arrived(how: tuple[Any, ...], rest: dict[str, Any]) -> dict[str, Any]:
+    return {**joined(*how), **rest}
 
 
 def _outputs(rows: list[Tensor], modality: str) -> dict[str, dict[str, Any]]:
