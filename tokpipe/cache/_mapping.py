@@ -53,6 +53,8 @@ class Buffers:
 
     def take(self, size: int) -> Tensor:
         """A uint8 tensor [size]; it and all views of it gone, the memory is used again."""
+        if not size:
+            return torch.empty(0, dtype=torch.uint8)
         held = self._fitting(size)
         view = memoryview(held.data)[:size]
         # The storage refers to this view, whatever tensors and arrays refer to the storage.
@@ -68,7 +70,7 @@ class Buffers:
             if size <= len(held) <= 2 * size:
                 return held
             self._waiting.appendleft(held)
-        return np.empty(max(1, size + size // 8), dtype=np.uint8)
+        return np.empty(size + size // 8, dtype=np.uint8)
 
     def _back(self, held: Bytes) -> None:
         self._waiting.append(held)
