@@ -6,16 +6,9 @@ import gc
 import hashlib
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
+import re
 import tarfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +145,25 @@ def test_an_item_in_a_shard_is_a_cache(packed: Path, caches: Path) -> None:
         assert np.array_equal(mine.tokens, other.tokens) and len(mine) == 16
         assert np.array_equal(cache.column("video.tokens"), loose.column("video.tokens"))
         assert cache.metadata == loose.metadata
+
+
+def test_the_page_says_what_is_there(caches: Path, packed: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in COLUMNS)
+    tree = {line.split()[0] for line in page.split("```")[1].splitlines()[2:] if line.strip()}
+    made = {str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file()}
+    assert tree - {"errors/W000.jsonl"} <= made
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for name, number in (("a", 0), ("b", 1)):
+        (tmp_path / f"{name}{END}").write_bytes((caches / f"c{number:02}{END}").read_bytes())
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        exec(compile(block, "dataset.md", "exec"), {})
+    finally:
+        os.chdir(before)
+    (part,) = committed(tmp_path / "my-dataset")
+    assert part[0] == "W003-000000" and [r.key for r in index_rows(part[2])] == ["talk-1", "talk-2"]
 
 
 # Seal and commit.
@@ -312,96 +324,3 @@ def test_a_damaged_idx_is_named(packed: Path, tmp_path: Path) -> None:
     Path(f"{shard}.idx").unlink()
     with pytest.raises(CacheCorrupt, match="missing"):
         read_idx(shard)
-
-
-_SERVER = """
-import os, sys
-from tokpipe.cache.pack import pack
-import pyarrow.parquet
-print("ready", flush=True)
-for line in sys.stdin:
-    source, target, size = line.rstrip("\\n").split("\\t")
-    worker = os.fork()
-    if worker == 0:
-        try:
-            pack(source, target, shard_size=int(size))
-        except BaseException as error:
-            print(type(error).__name__, error, file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    print(worker, flush=True)
-    print(os.waitpid(worker, 0)[1], flush=True)
-"""
-
-
-class Server:
-    """Forks a worker that packs; imports once."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def run(self, source: Path, target: Path, size: int, kill: float | None = None) -> int:
-        """Pack, killed after so many seconds; returns the worker's wait status."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{source}\t{target}\t{size}\n")
-        self.process.stdin.flush()
-        worker = int(self._line())
-        if kill is not None:
-            time.sleep(kill)
-            with suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-        return int(self._line())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    assert made.process.stdin is not None
-    made.process.stdin.close()
-    made.process.wait()
-    assert made.process.stdout is not None
-    made.process.stdout.close()
-
-
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
-def test_killed_at_random_moments_nothing_is_lost_or_twice(
-    server: Server, caches: Path, packed: Path, tmp_path: Path, seed: int
-) -> None:
-    drawn, root, kills = random.Random(seed), tmp_path / "ds", 0
-    started = time.monotonic()
-    assert server.run(caches, tmp_path / "whole", SHARD) == 0
-    length = time.monotonic() - started
-    for _ in range(15):
-        status = server.run(caches, root, SHARD, kill=drawn.uniform(0, 0.6 * length))
-        if status == 0:
-            break
-        kills += 1
-        for path in (*root.glob("shards/*.partial"), *root.glob("shards/*.journal")):
-            if drawn.random() < 0.3:
-                os.truncate(path, max(0, path.stat().st_size - drawn.randrange(1, 9000)))
-    else:
-        assert server.run(caches, root, SHARD) == 0
-    assert kills > 0
-    assert contents(root) == contents(packed)
-    assert all_sound(root)
-
-
-def test_killed_runs_can_be_read_while_they_are_open(
-    server: Server, caches: Path, tmp_path: Path
-) -> None:
-    root, seen = tmp_path / "ds", set[str]()
-    for _ in range(6):
-        server.run(caches, root, SHARD, kill=0.15)
-        if (root / "tokpipe-dataset.json").exists():
-            keys: list[Any] = open_dataset(root).keys
-            assert seen <= set(keys)
-            seen = set(keys)

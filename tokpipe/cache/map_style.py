@@ -109,7 +109,7 @@ class TokenCacheDataset(Dataset[Any]):
     @property
     def skipped(self) -> int:
         """Reads that were skipped, in all processes together."""
-        return int(self._reading.skipped)
+        return int(self._reading.skipped.sum())
 
     def lengths(self, stream: str | None = None) -> npt.NDArray[np.int64]:
         """int64 [n] tokens of each item as they would be read; features are not read.

@@ -38,9 +38,9 @@ OnError = Literal["raise", "skip"]
 _HEAD_BYTES = 1 << 15
 
 
-def shared_number() -> Tensor:
-    """int64 [1], zero, that a loader's workers see as their parent does."""
-    made: Tensor = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+def shared_numbers(count: int) -> Tensor:
+    """int64 zeros [count] that a loader's workers see as their parent does."""
+    made: Tensor = torch.zeros(count, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
     return made
 
 
@@ -117,7 +117,7 @@ class Reading:
             process also every digest.
         on_error: ``raise``, or ``skip`` what cannot be read and count it.
         transform: Called with each sample; what it returns is given.
-        skipped: int64 [1] items that were skipped, in memory that workers share.
+        skipped: int64 [256] items that each worker skipped, in memory that they share.
     """
 
     data: CacheDataset
@@ -126,7 +126,7 @@ class Reading:
     verify: Verify = "open"
     on_error: OnError = "raise"
     transform: Callable[[Sample], Any] | None = None
-    skipped: Tensor = field(default_factory=shared_number)
+    skipped: Tensor = field(default_factory=lambda: shared_numbers(256))
     _files: Files = field(default_factory=Files)
     _buffers: Buffers = field(default_factory=Buffers)
     _touched: set[int] = field(default_factory=set)
@@ -168,7 +168,8 @@ class Reading:
             streams = self._read(item, place, want or self.want)
         except TokpipeError as error:
             if self.on_error == "skip":
-                self.skipped += 1
+                worker = get_worker_info()
+                self.skipped[0 if worker is None else worker.id % len(self.skipped)] += 1
                 return None
             raise type(error)(f"item `{key}` cannot be read: {error.message}", where=place.path,
                               hint=error.hint or "tokpipe dataset verify names all such items",

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tokpipe.cache._walk import Even, Part, part_of, taken, whole_order
 from tokpipe.cache.dataset import CacheDataset, open_dataset
 from tokpipe.cache.map_style import Paths
-from tokpipe.cache.samples import OnError, Sample, Verify, reading_from, shared_number
+from tokpipe.cache.samples import OnError, Sample, Verify, reading_from, shared_numbers
 from tokpipe.errors import CacheError
 
 #: Items and bytes that are read ahead at a time.
@@ -82,7 +82,7 @@ class TokenCacheStream(IterableDataset[Any]):
         self.rank = found[0] if rank is None else int(rank)
         self.world_size = found[1] if world_size is None else int(world_size)
         Part(self.rank, self.world_size)
-        self._epoch = shared_number()
+        self._epoch = shared_numbers(1)
         self._taken = self._turn = 0
         self._resume: dict[str, Any] | None = None
 
@@ -102,7 +102,7 @@ class TokenCacheStream(IterableDataset[Any]):
     @property
     def skipped(self) -> int:
         """Items that were skipped, in all workers together."""
-        return int(self._reading.skipped)
+        return int(self._reading.skipped.sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, in workers that live on as well."""
