@@ -1,10 +1,10 @@
 """Where the features of an item are put: memory that is used again, or pages of the file itself.
 
-Fresh memory costs more than reading: a page of it is found, cleared and entered. A process that
-reads for itself therefore reads into buffers that come back when their tensors are gone. A loader's
-worker maps the file instead, and hands over the place: bytes would go through shared memory, which
-is fresh for every batch. The worker sees to it that the system has the pages at hand, so that the
-trainer does not wait for a disk, and a disk that fails is an error in the worker.
+Fresh memory costs more than reading: a page of it is found, cleared and entered. One item is
+therefore read into a buffer that comes back when its tensors are gone. The items of a batch are
+mapped; a loader's worker hands over their places, since bytes would go through shared memory, which
+is fresh for every batch. Whoever maps sees to it that the system has the pages at hand, so that a
+trainer does not wait for a disk, and a disk that fails is an error with a name.
 """
 
 from __future__ import annotations

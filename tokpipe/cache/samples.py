@@ -155,17 +155,23 @@ class Reading:
 
     def many(self, items: Sequence[int]) -> list[Any]:
         """Read several items; the place of a skipped one holds None."""
-        return [self.one(item) for item in items]
+        return [self.one(item, alone=len(items) == 1) for item in items]
 
-    def one(self, item: int, want: Want | None = None) -> Any:
+    def one(self, item: int, want: Want | None = None, *, alone: bool = True) -> Any:
         """Read one item.
+
+        Args:
+            item: Its number.
+            want: What of it; as the options say when None.
+            alone: It is not one of a batch, whose memory would be more than a processor has at
+                hand, so that mapping files is quicker than reading them.
 
         Raises:
             TokpipeError: It cannot be read; key and file are named. With ``skip`` None is given.
         """
         place, key = self.data.place(item), self.data.key(item)
         try:
-            streams = self._read(item, place, want or self.want)
+            streams = self._read(item, place, want or self.want, alone)
         except TokpipeError as error:
             if self.on_error == "skip":
                 worker = get_worker_info()
@@ -177,17 +183,17 @@ class Reading:
         sample = Sample(key, item, streams)
         return sample if self.transform is None else self.transform(sample)
 
-    def _read(self, item: int, place: Place, want: Want) -> dict[str, Tokens]:
+    def _read(self, item: int, place: Place, want: Want, alone: bool) -> dict[str, Tokens]:
         if self.verify == "first-touch" and item not in self._touched:
             window = None if place.size < 0 else (place.offset, place.size)
             for problem in verify(place.path, True, window, False).problems:
                 raise CacheCorrupt(problem.message, code=f"cache.{problem.code}")
             self._touched.add(item)
         if want.whole and not want.chosen:
-            return self._whole(place, want)
+            return self._whole(place, want, alone)
         if want.whole and want.start is None and want.stop is None and self._most(item, want):
             wide = replace(want, columns=tuple(dict.fromkeys((*want.columns, "rank"))))
-            made = self._whole(place, replace(wide, budget=None))
+            made = self._whole(place, replace(wide, budget=None), alone)
             return {s: _first(t, want) for s, t in made.items()}
         raw = read_rows(place, want)
         return {s: self._tokens(r) for s, r in raw.items()}
@@ -197,9 +203,9 @@ class Reading:
         rows = sum(int(self.data.rows(s)[item]) for s in STREAMS)
         return want.budget is not None and 2 * want.budget >= rows
 
-    def _whole(self, place: Place, want: Want) -> dict[str, Tokens]:
+    def _whole(self, place: Place, want: Want, alone: bool) -> dict[str, Tokens]:
         item = place._replace(size=size_of(self._files, place))
-        if get_worker_info() is not None:
+        if not alone or get_worker_info() is not None:
             return self._mapped(item, want)
         held = self._buffers.take(item.size)
         flat: Bytes = held.numpy()
@@ -208,7 +214,7 @@ class Reading:
         return {s: self._stream(s, found, item, flat, held) for s, found in spots.items()}
 
     def _mapped(self, item: Place, want: Want) -> dict[str, Tokens]:
-        """As a loader's worker reads: columns are read, features are mapped."""
+        """Columns are read, features are mapped."""
         head = self._head(item, min(item.size, _HEAD_BYTES))
         length = header_size(head, item.size)
         if length > len(head):
