@@ -112,5 +112,45 @@ def scale_tables(path: Path) -> str:
     return "\n".join(lines)
 
 
-_TABLES = {"peers": peers_tables, "scale": scale_tables}
+def dataset_tables(path: Path) -> str:
+    """Loader, random access and slices of packed datasets."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    loader, part = found["loader"], found["slice"]
+    taken = (
+        f"Conditions: {_taken(found['conditions'])} {loader['items']} items, "
+        f"{loader['bytes'] / 1e6:,.0f} MB, batches of 8, {loader['rounds']} rounds."
+    )
+    head = "| a pass over the dataset | GB/s, median | best | over sequential, median | best |"
+    lines = [taken, "", head, "|---|--:|--:|--:|--:|"]
+    for name, words in _PASSES.items():
+        ratio, best = loader["ratio"].get(name), loader["best_ratio"].get(name)
+        ends = " | | |" if ratio is None else f" | {ratio:.2f} | {best:.2f} |"
+        lines.append(f"| {words} | {loader['gb_per_s'][name]:.1f} "
+                     f"| {loader['best_gb_per_s'][name]:.1f}{ends}")  # fmt: skip
+    head = "| one item at random | pread p50, us | item p50, us | ratio | ratio, looked at |"
+    lines += ["", head, "|---|--:|--:|--:|--:|"]
+    for name in ("random_access", "random_access_long_items"):
+        row = found[name]
+        lines.append(
+            f"| {row['items']:,} items of {row['item_bytes'] / 1e6:.2f} MB "
+            f"| {row['us']['pread']['p50']:.0f} | {row['us']['item']['p50']:.0f} "
+            f"| {row['ratio_p50']:.2f} | {row['ratio_p50_looked_at']:.2f} |"
+        )
+    one = (
+        f"One picture ({part['slice_tokens']} of {part['item_tokens']:,} tokens) of an item reads "
+        f"{part['read_bytes']:,} of {part['item_bytes']:,} bytes, {100 * part['share']:.1f} %, "
+        f"in {part['reads']} reads."
+    )
+    return "\n".join([*lines, "", one])
+
+
+_PASSES = {
+    "sequential": "reading the shards from front to back",
+    "workers_2": "`Trainer`'s loader, 2 workers",
+    "workers_0": "the same without workers",
+    "sequential_looked_at": "reading the shards, every byte looked at",
+    "workers_2_looked_at": "2 workers, every byte looked at",
+    "workers_0_looked_at": "without workers, every byte looked at",
+}
+_TABLES = {"peers": peers_tables, "scale": scale_tables, "dataset": dataset_tables}
 _NOT_YET = "Not measured yet."

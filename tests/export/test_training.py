@@ -128,6 +128,42 @@ def test_rows_through_the_hook_are_what_the_model_would_see(
     assert torch.equal(plain.logits, through.logits)
 
 
+def test_a_trainer_takes_rows_after_the_projector(
+    place: Path, prompts: list[dict[str, Any]]
+) -> None:
+    """Nothing of the vision side is called; the language model learns."""
+    model = tiny_llava()
+    del model.model.vision_tower, model.model.multi_modal_projector
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(place / "out"), per_device_train_batch_size=8, max_steps=12,
+            learning_rate=3e-3, dataloader_num_workers=2, remove_unused_columns=False, report_to=[],
+            save_strategy="no", logging_steps=4, disable_tqdm=True, use_cpu=True,
+        ),
+        train_dataset=PromptDataset(
+            prompts, TokenCacheDataset("talks-dataset", dtype=torch.float32)
+        ),
+        data_collator=TrainerCollator(placeholder=IMAGE, pad=0),
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3 and losses[-1] < 0.7 * losses[0], losses
+
+
+@pytest.mark.parametrize(("projector", "who"), [(True, "its projector"), (False, "the model")])
+def test_rows_of_another_width_are_refused(tmp_path: Path, projector: bool, who: str) -> None:
+    caches = TokenCacheDataset(write_features(tmp_path / f"a{END}", width=8))
+    batch = TrainerCollator(placeholder=IMAGE, pad=0, rows=True)(
+        [PromptDataset([{"index": 0, "input_ids": [1, IMAGE]}], caches)[0]]
+    )
+    model = tiny_llava()
+    feed_rows(model, projector=projector)
+    with pytest.raises(CacheError, match=f"rows of width 8, {who} takes 32") as caught:
+        model(**batch)
+    assert caught.value.code == "export.width"
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_batches_for_a_trainer(place: Path, prompts: list[dict[str, Any]], side: Any) -> None:
     data = PromptDataset(prompts, TokenCacheDataset("talks-dataset"))

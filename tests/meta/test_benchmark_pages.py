@@ -109,6 +109,23 @@ def test_published_figures_hold_to_their_schema() -> None:
         check_scale(json.loads(path.read_text(encoding="utf-8")))
 
 
+def test_published_figures_of_datasets_hold_what_their_table_needs(tables: ModuleType) -> None:
+    path = FIGURES / "dataset.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["version"] == 1
+    assert found["random_access"]["items"] >= 10_000
+    assert found["random_access"]["item_bytes"] >= 1_000_000
+    assert found["slice"]["item_tokens"] == 2000 and found["loader"]["items"] == 200
+    text = tables.dataset_tables(path)
+    assert "| `Trainer`'s loader, 2 workers | " in text and "| 10,000 items of 1.08 MB | " in text
+    loader = found["loader"]
+    sound = {**loader, "ratio": {"workers_2": 0.8}}
+    aims = list(script(ROOT / "tests" / "benchmarks" / "dataset.py").aims_met(
+        {**found, "loader": sound, "slice": {"share": 0.1}}
+    ))  # fmt: skip
+    assert [line[:7] for line in aims] == ["met    ", "met    ", "NOT met"]
+
+
 def check_scale(found: dict[str, Any]) -> None:
     assert set(found) == {
         "version", "conditions", "file", "effort", "budget", "lengths", "most_over_least"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, get_worker_info
 
 from tokpipe.cache._mapping import Rows
@@ -219,6 +219,7 @@ def feed_rows(
 
     Raises:
         ModelError: The model has no ``mm_encoder_outputs``, or no projector that is known.
+        CacheError: In the step: rows of another width than the model or its projector takes.
     """
     from tokpipe.export._models.inputs import takes_outputs
 
@@ -235,6 +236,7 @@ def feed_rows(
         table = model.get_input_embeddings().weight
         sizes = [len(r) for r in rows]
         flat = torch.cat([r.to(table.device, table.dtype) for r in rows])
+        _check_width(flat, module, table)
         if callable(module):
             flat = module(flat)
             if len(flat) != sum(sizes):
@@ -246,6 +248,19 @@ def feed_rows(
         return args, kwargs
 
     return model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _check_width(rows: Tensor, module: object, table: Tensor) -> None:
+    """Refuse rows that the projector, or without one the model, cannot take."""
+    wanted: int | None = int(table.shape[1])
+    if callable(module):
+        layers = module.modules() if isinstance(module, nn.Module) else ()
+        wanted = next((m.in_features for m in layers if isinstance(m, nn.Linear)), None)
+    if wanted is not None and rows.shape[1] != wanted:
+        what = "its projector" if callable(module) else "the model"
+        hint = "caches from before the projector need projector=True, those after it none"
+        raise CacheError(f"rows of width {rows.shape[1]}, {what} takes {wanted}", hint=hint,
+                         code="export.width")  # fmt: skip
 
 
 def _projector(model: Any) -> Callable[[Tensor], Tensor]:
