@@ -23,7 +23,9 @@ from tokpipe.torch import (
     open_dataset,
 )
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip(
+    "transformers", minversion="5.18", reason="needs transformers 5.18"
+)
 pytest.importorskip("accelerate", reason="Trainer needs accelerate")
 pytest.importorskip("pyarrow", reason="packing needs pyarrow")
 
