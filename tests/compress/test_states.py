@@ -76,7 +76,8 @@ def test_spans_equal_naive_twin_in_any_blocks(
     novel, chosen, _ = case
     ids = np.flatnonzero(chosen)
     scores = novel.astype(np.float32)
-    begin, end = stands_for(lambda a, b: scores[a:b], ids, *novel.shape, block)
+    frames, cells = novel.shape
+    begin, end = stands_for(lambda a, b: scores[a:b], ids, frames, cells, block)
     expected = naive(novel, chosen)
     for kept, first, last in zip(ids.tolist(), begin.tolist(), end.tolist(), strict=True):
         times = sorted(member // novel.shape[1] for member in expected[kept])
