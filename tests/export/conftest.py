@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,27 +12,16 @@ from typing import Any
 import pytest
 
 
-def _beside(name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def beside() -> Callable[[str], ModuleType]:
     """``beside("name")``: the module of that name in this folder."""
-    return _beside
+    return import_module
 
 
 @pytest.fixture(scope="session")
 def storage() -> Any:
     """Small caches of every kind: ``write_feature``, ``write_signal``, ``held``, ``same``."""
-    return _beside("storage_caches")
+    return import_module("storage_caches")
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +42,10 @@ def some(storage: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         return made[dtype]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def case_of() -> Callable[[str], Any]:
+    """Makes a tiny model by name, each once: a test must not change it."""
+    import_module("tiny_case").tf.utils.logging.set_verbosity_error()
+    return cache(lambda name: import_module("tiny_models").MAKERS[name]())

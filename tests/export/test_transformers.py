@@ -7,8 +7,8 @@ the model with the other tokens masked.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,9 @@ pytest.importorskip("torchvision")
 from tokpipe.errors import ModelError
 from tokpipe.export.transformers import batch_inputs, to_model_inputs
 
-
-def _beside(name: str) -> Any:
-    """A module of this folder, as the fixture of this name gives it."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-MAKERS = _beside("tiny_models").MAKERS
-tiny = _beside("tiny_case")
+MAKERS: dict[str, Callable[[], Any]] = import_module("tiny_models").MAKERS
+tiny: Any = import_module("tiny_case")
+logits = tiny.logits
 NAMES = tuple(
     name
     for name in MAKERS
@@ -46,26 +36,6 @@ NO_EMBEDS = ("gemma3", "paligemma") if tiny.NEW else ()
 #: Positions that ``generate`` goes on from when tokens are left out.
 SCHEME: Any = "original" if tiny.NEW else "compact"
 Made = Callable[[str], Any]
-
-
-@pytest.fixture(scope="module")
-def case_of() -> Made:
-    """Makes a tiny model by name, each once."""
-    tiny.tf.utils.logging.set_verbosity_error()
-    made: dict[str, Any] = {}
-
-    def make(name: str) -> Any:
-        if name not in made:
-            made[name] = MAKERS[name]()
-        return made[name]
-
-    return make
-
-
-def logits(model: Any, **inputs: Any) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**inputs).logits
-    return found
 
 
 def subset(count: int, seed: int = 3) -> Tensor:

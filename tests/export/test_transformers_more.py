@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
@@ -21,46 +19,11 @@ from tokpipe.errors import CacheError, ModelError
 from tokpipe.export.transformers import to_model_inputs
 from tokpipe.testing.media import VideoTrack, write_media
 
-
-def _beside(name: str) -> Any:
-    """A module of this folder, as the fixture of this name gives it."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-MAKERS = _beside("tiny_models").MAKERS
-tiny = _beside("tiny_case")
+MAKERS: dict[str, Callable[[], Any]] = import_module("tiny_models").MAKERS
+tiny: Any = import_module("tiny_case")
+logits = tiny.logits
 Made = Callable[[str], Any]
 ASKED = tiny.QUESTION
-
-
-@pytest.fixture(scope="module")
-def case_of() -> Made:
-    """Makes a tiny model by name, each once."""
-    tiny.tf.utils.logging.set_verbosity_error()
-    made: dict[str, Any] = {}
-
-    def make(name: str) -> Any:
-        if name not in made:
-            made[name] = MAKERS[name]()
-        return made[name]
-
-    return make
-
-
-def fresh(name: str) -> Any:
-    """A model that a test may change."""
-    return MAKERS[name]()
-
-
-def logits(model: Any, **inputs: Any) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**inputs).logits
-    return found
 
 
 @pytest.mark.parametrize(
@@ -216,7 +179,7 @@ def test_a_film_runs_through_to_the_model(
     if "smolvlm" in name:
         pytest.importorskip("num2words")
     monkeypatch.setenv("TOKPIPE_CACHE_DIR", str(tmp_path / "bank"))
-    case = fresh(name)
+    case = MAKERS[name]()
     folder = tmp_path / "model"
     for part in (case.model, case.processor):
         part.save_pretrained(folder)

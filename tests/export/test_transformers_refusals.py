@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
@@ -19,46 +18,11 @@ import tokpipe
 from tokpipe.errors import CacheError, ModelError, WeightsMismatch
 from tokpipe.export.transformers import Transformers, batch_inputs, to_model_inputs
 
-
-def _beside(name: str) -> Any:
-    """A module of this folder, as the fixture of this name gives it."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-MAKERS = _beside("tiny_models").MAKERS
-tiny = _beside("tiny_case")
+MAKERS: dict[str, Callable[[], Any]] = import_module("tiny_models").MAKERS
+tiny: Any = import_module("tiny_case")
+logits = tiny.logits
 Made = Callable[[str], Any]
 ASKED = tiny.QUESTION
-
-
-@pytest.fixture(scope="module")
-def case_of() -> Made:
-    """Makes a tiny model by name, each once."""
-    tiny.tf.utils.logging.set_verbosity_error()
-    made: dict[str, Any] = {}
-
-    def make(name: str) -> Any:
-        if name not in made:
-            made[name] = MAKERS[name]()
-        return made[name]
-
-    return make
-
-
-def fresh(name: str) -> Any:
-    """A model that a test may change."""
-    return MAKERS[name]()
-
-
-def logits(model: Any, **inputs: Any) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**inputs).logits
-    return found
 
 
 def merged(case: Any, folder: Path, times: int) -> tuple[Path, Path]:
@@ -80,7 +44,7 @@ def merged(case: Any, folder: Path, times: int) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_weights_are_as_many_tokens(case_of: Made, tmp_path: Path, kernel: str) -> None:
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     case.model.set_attn_implementation(kernel)
     heavy, repeated = merged(case, tmp_path, 5)
     asked = (case.model, case.processor, case.asked())
@@ -127,7 +91,7 @@ def test_weighted_batch_is_its_single_prompts(case_of: Made, tmp_path: Path) -> 
 def test_weights_that_are_not_exact_are_refused(
     tmp_path: Path, name: str, use: Any, kernel: str, why: str
 ) -> None:
-    case = fresh(name)
+    case = MAKERS[name]()
     cache = case.cache(tmp_path, tiny.pictures())
     case.model.config.get_text_config()._attn_implementation_internal = kernel
     with pytest.raises(CacheError, match=why) as caught:
@@ -137,7 +101,7 @@ def test_weights_that_are_not_exact_are_refused(
 
 @pytest.mark.parametrize("how", ["deleted", "nothing", "identity"])
 def test_a_model_without_its_tower_takes_a_cache(tmp_path: Path, how: str) -> None:
-    case = fresh("llava_onevision_video")
+    case = MAKERS["llava_onevision_video"]()
     cache = case.cache(tmp_path, tiny.pictures())
     asked = (case.processor, case.asked())
     want = case.model.generate(
@@ -156,7 +120,7 @@ def test_a_model_without_its_tower_takes_a_cache(tmp_path: Path, how: str) -> No
 
 
 def test_rows_of_other_weights_are_refused(tmp_path: Path) -> None:
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     cache = case.cache(tmp_path, tiny.pictures(), weights="sha256:" + "0" * 64)
     with pytest.raises(WeightsMismatch, match="made by other weights") as caught:
         to_model_inputs(cache, case.model, case.processor, ASKED)
@@ -167,7 +131,7 @@ def test_rows_of_other_weights_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not tiny.NEW, reason="the record is made by transformers 5")
 def test_weights_are_compared_as_they_lie_in_the_checkpoint(tmp_path: Path) -> None:
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     cache = case.cache(tmp_path, tiny.pictures())
     assert not to_model_inputs(cache, case.model, case.processor, ASKED).notes
     with torch.no_grad():
@@ -175,14 +139,14 @@ def test_weights_are_compared_as_they_lie_in_the_checkpoint(tmp_path: Path) -> N
     with pytest.raises(WeightsMismatch):
         to_model_inputs(cache, case.model, case.processor, ASKED)
     # A checkpoint in bfloat16 that runs in float32 is the same checkpoint.
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     case.model.to(torch.bfloat16)
     narrow = tokpipe.encoder_facts(case.model)["weights"]
     case.model.to(torch.float32)
     cache = case.cache(tmp_path, tiny.pictures(), weights=narrow)
     assert not to_model_inputs(cache, case.model, case.processor, ASKED).notes
     # The other way round nobody can tell.
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     cache = case.cache(tmp_path, tiny.pictures())
     case.model.to(torch.bfloat16)
     with pytest.raises(WeightsMismatch, match="unless they were cast to bfloat16"):
@@ -278,7 +242,7 @@ def test_crops_without_a_recorded_size_are_found_by_their_newlines(
 
 
 def test_rows_take_the_models_type(tmp_path: Path) -> None:
-    case = fresh("llava")
+    case = MAKERS["llava"]()
     cache = case.cache(tmp_path, tiny.pictures())
     case.model.to(torch.bfloat16)
     for road in ("auto", "inputs_embeds"):
@@ -312,7 +276,7 @@ def test_inputs_of_other_options_are_not_joined(case_of: Made, tmp_path: Path) -
 
 
 def test_a_window_that_slides_is_said(tmp_path: Path) -> None:
-    case = fresh("gemma3")
+    case = MAKERS["gemma3"]()
     case.model.config.text_config.sliding_window = 16
     keep = torch.rand(48, generator=torch.manual_seed(1)) < 0.5
     cache = case.cache(tmp_path, tiny.pictures(), keep=keep)

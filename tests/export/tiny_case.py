@@ -257,3 +257,10 @@ def shown(case: Case, ids: Tensor, keep: Tensor) -> Tensor:
 def places(case: Case, length: int) -> Tensor:
     """Positions of the whole prompt for a forward pass."""
     return torch.arange(length)[None] + (1 if case.name == "paligemma" else 0)
+
+
+def logits(model: Any, **inputs: Any) -> Tensor:
+    """What a model says of inputs."""
+    with torch.no_grad():
+        found: Tensor = model(**inputs).logits
+    return found

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,17 +15,7 @@ from torch import Tensor
 from tokpipe.cache.format import KIND_LAYOUT
 from tokpipe.spec import KIND_KEPT, KIND_NEWLINE
 
-
-def _beside(name: str) -> Any:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-base = _beside("tiny_case")
+base: Any = import_module("tiny_case")
 Case: Any = base.Case
 tf, ID, NEW, TIMES, VOCAB = base.tf, base.ID, base.NEW, base.TIMES, base.VOCAB
 chat, tokenizer, widened = base.chat, base.tokenizer, base.widened
