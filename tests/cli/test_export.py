@@ -73,7 +73,7 @@ def test_force_replaces_no_foreign_folder(run: Any, cache: Path, tmp_path: Path)
     (mine / "letter.txt").write_text("dear")
     result = run("export", cache, "--to", "webdataset", "-o", mine, "--force")
     assert result.exit_code == 1 and (mine / "letter.txt").read_text() == "dear"
-    assert "no export made" in result.stderr
+    assert "that no export made" in result.stderr
 
 
 def test_force_replaces_a_folder_of_an_export(run: Any, cache: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_folder_holds_what_made_it(run: Any, cache: Path, tmp_path: Path) -> Non
     out = tmp_path / "shards"
     run("export", cache, "--to", "webdataset", "-o", out)
     mark = json.loads((out / ".tokpipe-export.json").read_text())
-    assert mark["to"] == "webdataset" and "params" in mark
+    assert mark["made_of"]["to"] == "webdataset" and mark["files"]
 
 
 def test_items_of_a_dataset(run: Any, cache: Path, tmp_path: Path, events: Any) -> None:
@@ -139,3 +139,10 @@ def test_items_of_a_dataset(run: Any, cache: Path, tmp_path: Path, events: Any) 
     assert [Path(i["output"]).name for i in items] == ["a.npz", "b.npz"]
     *_, item, _ = events(run("export", packed, "--to", "webdataset", "-o", out / "w", "--json"))
     assert item["status"] == "done" and item["tokens"] == 300
+
+
+@pytest.mark.parametrize("to", ["npz", "pt"])
+def test_a_cache_is_never_its_own_output(run: Any, cache: Path, to: str) -> None:
+    before = cache.read_bytes()
+    assert run("export", cache, "--to", to, "-o", cache, "--force").exit_code == 1
+    assert cache.read_bytes() == before

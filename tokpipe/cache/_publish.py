@@ -149,11 +149,8 @@ def sweep_stale(folder: str | os.PathLike[str]) -> list[Path]:
     except OSError:
         return []
     for path in entries:
-        match = _TEMP_NAME.fullmatch(path.name)
-        if match is None:
-            continue
         try:
-            if _is_stale(path, match[1], match[2]):
+            if stale(path):
                 path.unlink()
                 removed.append(path)
         except OSError:
@@ -162,9 +159,13 @@ def sweep_stale(folder: str | os.PathLike[str]) -> list[Path]:
     return removed
 
 
-def _is_stale(path: Path, host: str, pid: str) -> bool:
-    if host == _host():
-        return not _alive(int(pid))
+def stale(path: Path) -> bool:
+    """The name is one of :func:`temp_path`, and its writer is gone."""
+    match = _TEMP_NAME.fullmatch(path.name)
+    if match is None:
+        return False
+    if match[1] == _host():
+        return not _alive(int(match[2]))
     return time.time() - path.lstat().st_mtime > STALE_AFTER
 
 
