@@ -238,8 +238,9 @@ def test_fewer_frames_are_spread_evenly_and_the_first_in_rank_of_each_part(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "00:00.0"), (13.333, "00:13.3"), (59.96, "01:00.0"), (3733.3, "1:02:13.3")],
-)
+    [(0, "00:00.0"), (13.333, "00:13.3"), (59.96, "01:00.0"), (3733.3, "1:02:13.3"),
+     (-1.5, "-00:01.5"), (-0.04, "00:00.0"), (-3733.3, "-1:02:13.3")],
+)  # fmt: skip
 def test_times_as_text(seconds: float, text: str) -> None:
     assert time_label(seconds) == text
 
@@ -247,6 +248,21 @@ def test_times_as_text(seconds: float, text: str) -> None:
 def test_times_that_are_close_get_more_decimals() -> None:
     assert time_labels([13.33, 13.34]) == ["[00:13.33]", "[00:13.34]"]
     assert time_labels([]) == []
+
+
+def test_pictures_microseconds_apart_have_files_of_their_own(boards: Any, tmp_path: Path) -> None:
+    """Three colours within 10 us and one later: four files, in the order of time."""
+    path = boards.write_board(tmp_path / "c.tokpipe.safetensors", [1.0, 1.000001, 1.000002, 2.0])
+    export(path, tmp_path / "out")
+    files = [line["file"] for line in manifest(tmp_path / "out")]
+    assert len(set(files)) == 4 and files == sorted(files)
+    assert files[0] == "frames/000001.00000.jpg" and files[3] == "frames/000002.00000.jpg"
+    colours = []
+    for file in files:
+        with Image.open(tmp_path / "out" / file) as image:
+            colours.append(np.asarray(image).mean((0, 1)))
+    for number, colour in enumerate(colours):
+        assert np.abs(colour - boards.colour_of(number)).max() < 4
 
 
 @pytest.fixture(scope="module")

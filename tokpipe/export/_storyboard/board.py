@@ -187,8 +187,11 @@ class _Maker:
         frames = board_frames(
             self.cache, look=look, from_source=self.from_source, moments=moments
         )  # fmt: skip
+        names: set[str] = set()
         for frame in frames:
-            file = f"{FOLDER}/{picture_name(frame.pts, SUFFIXES[look.format])}"
+            name = picture_name(frame.pts, SUFFIXES[look.format], names)
+            names.add(name)
+            file = f"{FOLDER}/{name}"
             (self.folder / file).write_bytes(frame.data)
             self.shown.append(Shown(frame.moment, "", file, len(frame.data), frame.width,
                                     frame.height, frame.cells))  # fmt: skip

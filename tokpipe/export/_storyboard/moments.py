@@ -113,10 +113,11 @@ def time_labels(times: Sequence[float]) -> list[str]:
 
 
 def time_label(seconds: float, decimals: int = 1) -> str:
-    """``13.333`` as ``00:13.3``; hours where there are any."""
-    units = round(seconds * 10**decimals)
+    """``13.333`` as ``00:13.3``, ``-1.5`` as ``-00:01.5``; hours where there are any."""
+    units = round(abs(seconds) * 10**decimals)
+    sign = "-" if seconds < 0 and units else ""
     whole, part = divmod(units, 10**decimals)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
     tail = f"{minute:02}:{second:02}.{part:0{decimals}}"
-    return f"{hours}:{tail}" if hours else tail
+    return f"{sign}{hours}:{tail}" if hours else f"{sign}{tail}"

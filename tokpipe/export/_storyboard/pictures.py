@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -59,9 +61,16 @@ class Look:
         return out.getvalue()
 
 
-def picture_name(pts: float, suffix: str) -> str:
-    """File name of a picture: ten microseconds tell any two apart and keep the order of time."""
-    return f"{pts:012.5f}{suffix}"
+def picture_name(pts: float, suffix: str, taken: Collection[str] = ()) -> str:
+    """File name of a picture: its time, to ten microseconds.
+
+    Args:
+        taken: Names of earlier pictures; one that is nearer than that gets a number. Names of the
+            media's own times, which are not negative, sort as the times do.
+    """
+    time = f"{pts:012.5f}"
+    numbers = (f"{time}_{number:03}{suffix}" for number in count(2))
+    return next(name for name in chain([f"{time}{suffix}"], numbers) if name not in taken)
 
 
 def cells_of(mask: NDArray[np.uint8]) -> dict[str, Any]:
