@@ -61,7 +61,7 @@ def rows(
 def cache_of(
     path: Path, target: str, *, times: Sequence[float] = TIMES, keep: Tensor | None = None,
     levels: int = 0, width: int = WIDTH, dtype: torch.dtype = torch.float32, audio: int = 0,
-    video: bool = True, duration: float | None = 10.0, **facts: Any,
+    video: bool = True, duration: float | None = 10.0, media: str = "film.mp4", **facts: Any,
 ) -> Path:  # fmt: skip
     """A cache of whole pictures, or of those of their cells that ``keep`` bool [N] names."""
     streams = {}
@@ -82,7 +82,7 @@ def cache_of(
         path, streams, encoder=dict.fromkeys(streams, facts), grid=GRID, dropped={"video": lost},
         force=True,
         source={
-            "name": "film.mp4", "duration": duration, "size": None, "fingerprint": None,
+            "name": media, "duration": duration, "size": None, "fingerprint": None,
             "method": None, "container": None, "streams": [{"kind": name} for name in streams],
         },
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,21 @@ def test_files(cache: Callable[..., Path], tmp_path: Path) -> None:
     # A character is a token here: 4 times <1.0 seconds> and two marks.
     assert written.added == 4 * (len("<1.0 seconds>") + 2)
     assert any("4 audio tokens are left out" in note for note in written.notes)
+
+
+@pytest.mark.parametrize(
+    "media",
+    ["C:\\users\\x.mp4", "a\\Nb.mp4", 'q"""+exit()+""".mp4', "line\nbreak.mp4", 'ends with "'],
+)
+def test_the_script_runs_whatever_the_media_is_called(
+    media: str, cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = cache("qwen3_vl", media=media)
+    _, exporter = exporter_from("sglang", prompt="Why?")
+    with open_cache(path) as opened:
+        exporter.write(opened, tmp_path / "out")
+    made = runpy.run_path(str(tmp_path / "out" / "run.py"), run_name="read")
+    assert "input_ids" in made["inputs"]
 
 
 @pytest.mark.parametrize(

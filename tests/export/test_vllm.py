@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,18 @@ def test_python_takes_the_same(
     if kind == "qwen3_vl":
         assert data["timestamps"].tolist() == [list(served.TIMES)]
     ast.parse((tmp_path / "out" / "run.py").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "media",
+    ["C:\\users\\x.mp4", "a\\Nb.mp4", 'q"""+exit()+""".mp4', "line\nbreak.mp4", 'ends with "'],
+)
+def test_the_script_runs_whatever_the_media_is_called(
+    media: str, cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    export(cache("qwen3_vl", media=media), tmp_path / "out", "vllm:form=offline")
+    made = runpy.run_path(str(tmp_path / "out" / "run.py"), run_name="read")
+    assert "multi_modal_data" in made["inputs"]
 
 
 def test_http_and_python_name_the_same_item_alike(

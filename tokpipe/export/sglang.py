@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
     from tokpipe.spec import Layout
 
-_RUN = '''"""Ask {model} about {name}, from its tokens; needs sglang 0.5.23 and a GPU."""
+_RUN = """# Ask {model!r} about {name!r}, from its tokens; needs sglang 0.5.23 and a GPU.
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     engine = sglang.Engine(model_path={model!r}, chunked_prefill_size=-1)
     made = engine.generate(**inputs, sampling_params={{"max_new_tokens": 256}})
     print(made["text"])
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class SGLang:
         save_json(
             {"input_ids": request.ids, f"{request.modality}_data": [facts]}, target / "request.json"
         )
-        name = str(cache.info.get("name", "a cache")).replace('"""', "")
+        name = str(cache.info.get("name", "a cache"))
         script = _RUN.format(model=request.target.name, name=name)
         (target / "run.py").write_text(script, encoding="utf-8")
         sample = request.sample

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _POST = "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d @{}"
 
-_RUN = '''"""Ask {model} about {name}, from its tokens; needs vllm 0.33 and a GPU."""
+_RUN = """# Ask {model!r} about {name!r}, from its tokens; needs vllm 0.33 and a GPU.
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
         chat, tokenize=False, add_generation_prompt=True
     )
     print(llm.generate(inputs)[0].outputs[0].text)
-'''
+"""
 
 
 def http(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
@@ -57,7 +57,7 @@ def offline(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
     sent = sent_of(cache, _wish(exporter))
     torch.save(python_inputs(sent, exporter.prompt), target / "inputs.pt")
     limits = _limits(sent)
-    name = str(cache.info.get("name", "a cache")).replace('"""', "")
+    name = str(cache.info.get("name", "a cache"))
     script = _RUN.format(model=sent[0].target.name, name=name, limits=limits)
     (target / "run.py").write_text(script, encoding="utf-8")
     return _written(cache, sent, f"python {target.name}/run.py")
