@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from tokpipe.cache import open_cache
 from tokpipe.errors import CacheError, RecipeError
 from tokpipe.export import Written, exporter_from
+from tokpipe.export._run import export_cache
 
 Some = Callable[[str], list[Path]]
 
@@ -163,3 +168,27 @@ def test_npy_refuses_what_it_cannot_pool(some: Some, tmp_path: Path) -> None:
     assert error.value.code == "cache.stream"
     with pytest.raises(RecipeError, match="frames counts pooled rows"):
         npy(some("F16"), tmp_path / "out", "pool=all,frames=3")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file size")
+@pytest.mark.parametrize("name", ["pt", "npz"])
+def test_a_full_disk_is_an_error_of_the_disk(storage: Any, tmp_path: Path, name: str) -> None:
+    """At any place in the file, and nothing of it is left."""
+    import resource
+
+    path = storage.write_feature(tmp_path / f"big{storage.SUFFIX}", "F32", video=3000, audio=5)
+    export(name, path, tmp_path / "whole")
+    whole = (tmp_path / "whole").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, exporter = exporter_from(name)
+    try:
+        for most in (0, 100, whole // 2, whole - 10):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                export_cache(path, tmp_path / "out", name, exporter)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "whole"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tokpipe.export._contract import Written
 from tokpipe.export._storage.columns import DType, dtype_notes, metadata_text, plain_columns
+from tokpipe.export._storage.torch_file import save_tensors
 from tokpipe.spec import Layout
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Pt:
 
         Raises:
             CacheError: A feature is beyond float16.
+            OSError: The disk is full.
         """
         import torch
 
@@ -60,9 +62,7 @@ class Pt:
                 made[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             else:
                 made[name] = torch.from_numpy(array)
-        # By name, torch would write the name of the temporary file into it.
-        with target.open("xb") as out:
-            torch.save(made, out)
+        save_tensors(made, target)
         return Written(
             tokens=cache.num_tokens(), items={"tensors": len(made) - 1},
             notes=dtype_notes(cache, self.dtype),

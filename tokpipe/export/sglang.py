@@ -76,10 +76,9 @@ class SGLang:
             CacheError: SGLang takes no rows of this model, or these are not its rows.
             WeightsMissing: The model's configuration or tokenizer is not there.
         """
-        import torch
-
         from tokpipe.export._servers.serial import dtype_of, save_json
         from tokpipe.export._servers.sglang_request import check_spelling, request_of
+        from tokpipe.export._storage.torch_file import save_tensors
 
         request = request_of(
             cache, self.model, self.prompt, positions=self.positions,
@@ -89,7 +88,7 @@ class SGLang:
         check_spelling(request, self.format)
         inputs = _inputs(request, self.format)
         target.mkdir(parents=True)
-        torch.save(inputs, target / "inputs.pt")
+        save_tensors(inputs, target / "inputs.pt")
         item = request.item(self.format)
         facts = {name: _fact(name, value) for name, value in item.items()}
         save_json(

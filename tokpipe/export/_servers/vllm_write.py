@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import save_file
 
 from tokpipe.encode._hf.load import read_tokenizer
@@ -18,6 +17,7 @@ from tokpipe.export._servers.items import pace
 from tokpipe.export._servers.serial import dtype_of, save_json
 from tokpipe.export._servers.target import recorded_model
 from tokpipe.export._servers.vllm_items import Sent, Wish, chat, python_inputs, sent_of
+from tokpipe.export._storage.torch_file import save_tensors
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -55,7 +55,7 @@ def http(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
 def offline(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
     """``inputs.pt`` and ``run.py``."""
     sent = sent_of(cache, _wish(exporter))
-    torch.save(python_inputs(sent, exporter.prompt), target / "inputs.pt")
+    save_tensors(python_inputs(sent, exporter.prompt), target / "inputs.pt")
     limits = _limits(sent)
     name = str(cache.info.get("name", "a cache"))
     script = _RUN.format(model=sent[0].target.name, name=name, limits=limits)
