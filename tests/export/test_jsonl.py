@@ -130,19 +130,48 @@ def test_datasets_reads_what_was_written(
 
 def test_pairs_of_a_file_go_to_their_caches(caches: list[Path], tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
-    asked = [("a_b", "q1", "a1"), ("a.b", "q2", "a2"), ("nobody", "q3", "a3"), ("a_b", "q4", "a4")]
+    asked = [("a.b", "q1", "a1"), ("a_b", "q2", "a2"), ("nobody", "q3", "a3"), ("a.b", "q4", "a4")]
     lines = [json.dumps({"key": k, "question": q, "answer": a}) for k, q, a in asked]
     pairs.write_text("\n".join(lines), encoding="utf-8")
     made = write(caches, tmp_path / "out", pairs=str(pairs))
     found = rows(tmp_path / "out")
     said = {(r["id"], r["messages"][0]["content"].split("\n")[-1], r["messages"][1]["content"])
             for r in found}  # fmt: skip
-    assert said == {("a_b", "q1", "a1"), ("a_b", "q2", "a2"), ("a_b", "q4", "a4")}
-    assert made.items == {"rows": 3, "caches": 1, "pictures": 3}
+    assert said == {("a_b", "q1", "a1"), ("a_b", "q4", "a4")}
+    assert made.items == {"rows": 2, "caches": 1, "pictures": 3}
     notes = " ".join(made.notes)
     assert "1 caches have no pair and are left out: second" in notes
-    assert "1 keys of the pairs name no cache: nobody" in notes
+    assert "2 keys of the pairs name no cache: a_b, nobody" in notes
     assert not (tmp_path / "out" / "images" / "second").exists()
+
+
+def test_names_that_look_alike_are_two_caches(boards: Any, tmp_path: Path) -> None:
+    """A dot and a line under are the same in an id, not in a key."""
+    paths = [
+        boards.write_board(tmp_path / f"{name}{SUFFIX}", [0.0]) for name in ("talk_v2", "talk.v2")
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(
+            json.dumps({"key": key, "question": "q", "answer": key}) + "\n"
+            for key in ("talk_v2", "talk.v2")
+        )
+    )
+    write(paths, tmp_path / "out", pairs=str(pairs))
+    answers = [row["messages"][1]["content"] for row in rows(tmp_path / "out")]
+    assert answers == ["talk_v2", "talk.v2"]
+
+
+def test_a_key_of_two_caches_is_an_error(caches: list[Path], tmp_path: Path) -> None:
+    """Both were made from board.mp4; of one alone that name would do."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"key": "board.mp4", "question": "q", "answer": "a"}\n')
+    with pytest.raises(MediaError, match=r"`board.mp4` of the pairs names 2 caches") as caught:
+        write(caches, tmp_path / "out", pairs=str(pairs))
+    assert caught.value.code == "export.pairs" and caught.value.hint
+    assert str(caches[0]) in str(caught.value) and not (tmp_path / "out").exists()
+    write(caches[:1], tmp_path / "one", pairs=str(pairs))
+    assert [row["id"] for row in rows(tmp_path / "one")] == ["a_b"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +207,7 @@ def test_keys_of_nothing_are_an_error(caches: list[Path], tmp_path: Path) -> Non
     pairs.write_text('{"key": "nobody", "question": "q", "answer": "a"}\n')
     with pytest.raises(MediaError, match="names one of the caches") as caught:
         write(caches, tmp_path / "out", pairs=str(pairs))
-    assert "`a_b`" in str(caught.value.hint)
+    assert "`a.b`" in str(caught.value.hint)
 
 
 def test_fewer_and_full_pictures_of_a_folder_of_media(samples: Path, tmp_path: Path) -> None:

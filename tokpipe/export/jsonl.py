@@ -19,7 +19,7 @@ from tokpipe.export._storyboard.board import make_board
 from tokpipe.export._storyboard.limits import Wish
 from tokpipe.export._storyboard.pictures import Format, Look
 from tokpipe.export._storyboard.transcript import transcript_of
-from tokpipe.export._training.pairs import Pair, by_name, one_pair, read_pairs
+from tokpipe.export._training.pairs import Pair, matched, one_pair, read_pairs
 from tokpipe.export._training.rows import Media, Style, dataset_info, row_of
 from tokpipe.spec import LAYOUTS, Layout
 
@@ -43,7 +43,6 @@ class _Tally:
     pictures: int = 0
     tokens: int = 0
     without: list[str] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +103,15 @@ class Jsonl:
             RecipeError: No questions and answers were given, or both ways of giving them.
             CacheError, MediaError: As for a storyboard, naming the cache.
         """
-        given = self._given()
+        paths: Sequence[Path] = getattr(caches, "names", caches)
+        given, unused = self._given(caches, paths)
         tally = _Tally()
         target.mkdir(parents=True)
         with (target / "data.jsonl").open("w", encoding="utf-8") as file:
-            for key, path in zip(item_ids(caches), caches, strict=True):
+            for key, path, pairs in zip(item_ids(paths), caches, given, strict=True):
                 with error_context(str(path)), open_cache(path) as cache:
-                    for row in self._rows(key, path, cache, target, given, tally):
+                    for row in self._rows(key, cache, target, pairs, tally):
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if not tally.rows:
-            raise MediaError(
-                f"no key of `{self.pairs}` names one of the caches",
-                hint=f"keys are names such as `{item_ids(caches)[0]}`", code="export.pairs",
-            )  # fmt: skip
         if self.style == "llama-factory":
             info = json.dumps(dataset_info(self.name, self.media), indent=2) + "\n"
             (target / "dataset_info.json").write_text(info, encoding="utf-8")
@@ -124,30 +119,42 @@ class Jsonl:
             tokens=tally.tokens, added=-1,
             items={"rows": tally.rows, "caches": len(caches) - len(tally.without),
                    "pictures": tally.pictures},
-            notes=tuple(self._notes(given, tally)),
+            notes=tuple(self._notes(unused, tally)),
             example=_EXAMPLE[self.style].format(name=self.name),
         )  # fmt: skip
 
-    def _given(self) -> dict[str, list[Pair]]:
-        """Pairs by key; under the empty key what is asked of every cache."""
+    def _given(
+        self, caches: Sequence[Path], paths: Sequence[Path]
+    ) -> tuple[list[list[Pair]], list[str]]:
+        """Pairs of each cache, and keys that name none.
+
+        Args:
+            paths: The caches by the names users know.
+        """
         if self.pairs and (self.prompt or self.answer):
             raise RecipeError(
                 "`jsonl`: pairs, and prompt with answer, are two ways of asking",
                 hint="give one of them", code="export.pairs",
             )  # fmt: skip
-        if self.pairs:
-            return by_name(read_pairs(Path(self.pairs)))
-        return {"": [one_pair(self.prompt, self.answer)]}
+        if not self.pairs:
+            return [[one_pair(self.prompt, self.answer)] for _ in paths], []
+        pairs = read_pairs(Path(self.pairs))
+        names = []
+        for path, held in zip(paths, caches, strict=True):
+            with error_context(str(path)), open_cache(held) as cache:
+                names.append({_name_of(path), str(cache.info.get("name") or "")} - {""})
+        found, unused = matched(pairs, names, [str(path) for path in paths])
+        if not any(found):
+            raise MediaError(
+                f"no key of `{self.pairs}` names one of the caches",
+                hint=f"keys are names such as `{_name_of(paths[0])}`", code="export.pairs",
+            )  # fmt: skip
+        return found, unused
 
     def _rows(
-        self, key: str, path: Path, cache: TokenCache, target: Path, given: dict[str, list[Pair]],
-        tally: _Tally,
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        self, key: str, cache: TokenCache, target: Path, pairs: Sequence[Pair], tally: _Tally
+    ) -> Iterator[dict[str, Any]]:
         """The rows of a cache; its pictures are written on the way."""
-        media = str(cache.info.get("name", ""))
-        names = dict.fromkeys(("", key, path.name.removesuffix(SUFFIX), media))
-        tally.used |= names.keys()
-        pairs = [pair for name in names for pair in given.get(name, ())]
         if not pairs:
             tally.without.append(key)
             return
@@ -164,15 +171,19 @@ class Jsonl:
                 key, board.shown, pair, board.end, self.style, self.media, doubled=self.doubled
             )  # fmt: skip
 
-    def _notes(self, given: dict[str, list[Pair]], tally: _Tally) -> list[str]:
+    def _notes(self, unused: Sequence[str], tally: _Tally) -> list[str]:
         notes = []
         if tally.without:
             listed = ", ".join(tally.without[:3]) + (", ..." if len(tally.without) > 3 else "")
             notes.append(f"{len(tally.without)} caches have no pair and are left out: {listed}")
-        unused = [key for key in given if key not in tally.used]
         if unused:
             listed = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
             notes.append(f"{len(unused)} keys of the pairs name no cache: {listed}")
         if self.media == "videos":
             notes.append("trainers take lists of frames for evenly spaced; true times are in text")
         return notes
+
+
+def _name_of(path: Path) -> str:
+    """A cache's name without its suffix, as it is."""
+    return path.name.removesuffix(SUFFIX).removesuffix(".safetensors")

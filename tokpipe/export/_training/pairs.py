@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +73,38 @@ def without_tags(text: str) -> str:
     return _TAG.sub(r"(\1)", text)
 
 
-def by_name(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    """Pairs by key, in the order they came."""
-    out: dict[str, list[Pair]] = {}
+def matched(
+    pairs: Iterable[Pair], names: Sequence[Collection[str]], shown: Sequence[str]
+) -> tuple[list[list[Pair]], list[str]]:
+    """Pairs of each cache in the order they came, and the keys that name no cache.
+
+    Args:
+        names: What each cache is called.
+        shown: What each is called in messages.
+
+    Raises:
+        MediaError: A key names two caches: whose answer it is cannot be known.
+    """
+    out: list[list[Pair]] = [[] for _ in names]
+    unused: dict[str, None] = {}
+    owners: dict[str, list[int]] = {}
+    for number, own in enumerate(names):
+        for name in own:
+            owners.setdefault(name, []).append(number)
     for pair in pairs:
-        out.setdefault(pair.key, []).append(pair)
-    return out
+        found = owners.get(pair.key, [])
+        if len(found) > 1:
+            raise MediaError(
+                f"the key `{pair.key}` of the pairs names {len(found)} caches: "
+                f"`{shown[found[0]]}` and `{shown[found[1]]}`",
+                hint="use names that only one cache has, or export these caches apart",
+                code="export.pairs",
+            )  # fmt: skip
+        if found:
+            out[found[0]].append(pair)
+        else:
+            unused[pair.key] = None
+    return out, list(unused)
 
 
 def _pair(path: Path, number: int, line: str) -> Pair:
