@@ -72,12 +72,16 @@ _GENERAL_HINT = {
 }
 
 
+def hinted(error: TokpipeError) -> TokpipeError:
+    """The error with a hint: its own, else a general one of its kind."""
+    error.hint = error.hint or _GENERAL_HINT.get(error.code.partition(".")[0], _DEBUG_HINT)
+    return error
+
+
 def show_error(error: TokpipeError) -> None:
     """The two lines of an error on stderr."""
     _labelled("error", "bold red", str(error))
-    _labelled(
-        "hint", "cyan", error.hint or _GENERAL_HINT.get(error.code.partition(".")[0], _DEBUG_HINT)
-    )
+    _labelled("hint", "cyan", hinted(error).hint or "")
 
 
 def _labelled(label: str, style: str, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokpipe_cli.boundary import UsageProblem, os_problem
-from tokpipe_cli.console import Screen, show_error
+from tokpipe_cli.console import Screen, hinted, show_error
 from tokpipe_cli.jsonl import emit, emit_item, summarise
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ class Each:
     """What became of the inputs of one command.
 
     Attributes:
+        media: The command that media files go to first.
         failed_event: Writes the ``item`` event of a failure: (input, error).
         statuses: One for each input.
         codes: Exit codes of those that failed.
     """
 
     screen: Screen
+    media: str = "tokpipe compress"
     failed_event: Callable[[Path, TokpipeError], None] | None = None
     statuses: list[str] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
@@ -51,6 +53,9 @@ class Each:
 
     def failed(self, path: Path, error: TokpipeError) -> None:
         """Count and show a failure."""
+        if error.code.startswith("cache.") and path.suffix not in (".safetensors", ""):
+            error.hint = f"media files go to `{self.media}`"
+        hinted(error)
         self.statuses.append("failed")
         self.codes.append(error.exit_code)
         if self.screen.json:

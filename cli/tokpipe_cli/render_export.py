@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokpipe_cli.console import Screen, table
@@ -71,8 +72,15 @@ def _show_one(name: str, screen: Screen) -> None:
         )
 
 
-def show_export(record: ExportRecord, screen: Screen) -> None:
-    """What was written, and how the consumer takes it."""
+def show_total(statuses: Sequence[str], tokens: int, screen: Screen) -> None:
+    """One line over many outputs."""
+    counts = {name: count for name, count in summarise(statuses).items() if count}
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    screen.say(f"{said}  {plural(tokens, 'media token')}")
+
+
+def show_export(record: ExportRecord, screen: Screen, *, alone: bool) -> None:
+    """What was written and, of one alone or where details are asked, how the consumer takes it."""
     if record.status == "skipped":
         screen.say(f"{record.output}  already there")
         return
@@ -83,5 +91,5 @@ def show_export(record: ExportRecord, screen: Screen) -> None:
     screen.say(f"{record.output}  {size(record.bytes)}  {joined(parts, ', ')}")
     for note in record.notes:
         screen.warn(note)
-    if record.example and not screen.quiet:
-        screen.detail(textwrap.indent(record.example.rstrip(), "  "))
+    if record.example:
+        (screen.note if alone else screen.detail)(textwrap.indent(record.example.rstrip(), "  "))

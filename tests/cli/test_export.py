@@ -146,3 +146,42 @@ def test_a_cache_is_never_its_own_output(run: Any, cache: Path, to: str) -> None
     before = cache.read_bytes()
     assert run("export", cache, "--to", to, "-o", cache, "--force").exit_code == 1
     assert cache.read_bytes() == before
+
+
+def test_a_cache_the_consumer_cannot_take_fails_alone(
+    run: Any, cache: Path, tmp_path: Path, events: Any, clip_source: Path
+) -> None:
+    from tokpipe.run import Options, compress_file
+
+    silent = tmp_path / f"silent{END}"
+    compress_file(clip_source, silent, budget=20, options=Options(audio_stream="none"))
+    result = run("export", tmp_path, "--to", "npy:stream=audio", "-o", tmp_path / "o", "--json")
+    *items, summary = events(result)
+    assert result.exit_code == 1 and (summary["done"], summary["failed"]) == (1, 1)
+    assert next(i for i in items if i["status"] == "failed")["inputs"] == [str(silent)]
+
+
+def test_a_folder_of_one_cache_makes_a_folder(run: Any, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("export", cache.parent, "--to", "npz", "-o", out).exit_code == 0
+    assert [p.name for p in out.iterdir()] == ["clip.npz"]
+
+
+def test_force_makes_no_folder_of_a_file(run: Any, cache: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.mp4"
+    mine.write_bytes(b"mine")
+    result = run("export", cache, "--to", "storyboard:api=hf", "-o", mine, "--force")
+    assert result.exit_code == 1 and mine.read_bytes() == b"mine"
+
+
+def test_source_media_for_a_form_of_many_caches(
+    run: Any, cache: Path, tmp_path: Path, clip: Path
+) -> None:
+    to = ("--to", "jsonl:answer=y", "--prompt", "q", "-o", tmp_path / "set")
+    assert run("export", cache, *to, "--from-source", tmp_path / "nothing").exit_code == 1
+    assert run("export", cache, *to, "--from-source", clip.parent).exit_code == 0
+
+
+def test_media_are_sent_to_compress(run: Any, clip: Path, two_lines: Any) -> None:
+    result = run("export", clip, "--to", "npz")
+    assert "tokpipe compress" in " ".join(two_lines(result))

@@ -12,6 +12,7 @@ Class attributes of an exporter (a frozen dataclass whose fields are its paramet
 ``accepts``   one sentence: what the consumer accepts
 ``loses``     one sentence: what a cache holds and this form does not
 ``python``    how it is called in the user's process, empty where only the command writes
+``check``     a method that refuses one cache (CacheError) before many are written; may be left out
 ``writes``    False where it runs in the user's process alone (True where it is left out)
 
 Outputs are written under a temporary name and renamed by ``tokpipe.export._run``, so that an
@@ -23,9 +24,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
-from tokpipe.errors import CacheError
+from tokpipe.errors import CacheError, RecipeError
+from tokpipe.parameters import field_hints
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -94,6 +96,8 @@ def check_takes(exporter: Exporter, cache: TokenCache, name: str) -> None:
             hint=hint, code="export.domain",
         )  # fmt: skip
     check_layout(exporter.takes, cache.layout, name)
+    if (check := getattr(exporter, "check", None)) is not None:
+        check(cache)
 
 
 def check_layout(takes: Sequence[str], layout: str, name: str, others: str = "") -> None:
@@ -114,3 +118,21 @@ def check_layout(takes: Sequence[str], layout: str, name: str, others: str = "")
         hint=f"compress or encode again with {ways}{instead}",
         code="export.layout",
     )
+
+
+def check_choices(kind: Any, **given: Any) -> None:
+    """Refuse values that a Literal does not name, for functions that are called from Python.
+
+    Args:
+        kind: A class whose fields of these names are Literals, or one Literal for all.
+
+    Raises:
+        RecipeError: Naming what there is.
+    """
+    hints = field_hints(kind) if isinstance(kind, type) else dict.fromkeys(given, kind)
+    for name, value in given.items():
+        known = get_args(hints[name])
+        if value not in known:
+            listed = ", ".join(repr(choice) for choice in known)
+            raise RecipeError(f"{name} is {value!r}", hint=f"{name} is one of {listed}",
+                              code="export.choice")  # fmt: skip

@@ -75,4 +75,4 @@ def exporter_from(text: str, **more: Any) -> tuple[str, Exporter]:
     key = name.strip().lower().replace("_", "-")
     params = parse_params(key, rest, "--to") if colon else {}
     params |= {k: v for k, v in more.items() if v is not None}
-    return key, make(kind, key, params, f"see `tokpipe export --list {key}`")
+    return key, make(kind, key, params, f"see `tokpipe export --list --to {key}`")

@@ -90,8 +90,6 @@ class Output:
                 self._check_folder()
                 # Folders cannot be exchanged in one step; a kill in between is mended by _restore.
                 self.goal.rename(aside)
-            elif self.force and self.goal.is_file():
-                self.goal.unlink()
             temporary.rename(self.goal)
         except OSError as error:
             raise self._renamed(error) from error

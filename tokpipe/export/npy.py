@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from tokpipe.cache.reader import open_cache
-from tokpipe.errors import CacheError
+from tokpipe.cache.reader import TokenCache, open_cache
+from tokpipe.errors import CacheError, error_context
 from tokpipe.export._contract import Written
 from tokpipe.export._storage.columns import to_form
 from tokpipe.export._storage.gather import gather
@@ -63,6 +63,14 @@ class Npy:
         if self.frames and self.pool == "all":
             raise ValueError("frames counts pooled rows: leave it out, or use pool=mean")
 
+    def check(self, cache: TokenCache) -> None:
+        """Refuse a cache without the stream."""
+        if self.stream not in cache.streams:
+            raise CacheError(
+                f"the cache has no {self.stream}", code="cache.stream",
+                hint=f"leave it out, or use stream={'/'.join(cache.streams)}",
+            )  # fmt: skip
+
     def write_all(self, caches: Sequence[Path], target: Path) -> Written:
         """Write the files into the folder ``target``.
 
@@ -73,12 +81,8 @@ class Npy:
         target.mkdir()
         rows = 0
         for key, path in zip(found.ids, found.paths, strict=True):
-            with open_cache(path) as cache:
-                if self.stream not in cache.streams:
-                    raise CacheError(
-                        f"the cache has no {self.stream}", where=str(path), code="cache.stream",
-                        hint=f"leave it out, or use stream={'/'.join(cache.streams)}",
-                    )  # fmt: skip
+            with error_context(str(path)), open_cache(path) as cache:
+                self.check(cache)
                 pooled = every_token if self.pool == "all" else mean_rows
                 values, times = pooled(cache, self.stream)
                 if self.frames:

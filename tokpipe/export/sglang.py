@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tokpipe.export._contract import ModelUse, Written
+from tokpipe.export._contract import ModelUse, Written, check_choices
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -141,6 +141,7 @@ def to_sglang(
     from tokpipe.export._servers.serial import dtype_of
     from tokpipe.export._servers.sglang_request import check_spelling, request_of
 
+    check_choices(SGLang, positions=positions, media=media, format=format, dtype=dtype)
     request = request_of(
         cache, model, messages, processor=processor, positions=positions,
         image=media == "image", dtype=dtype_of(dtype), allow_mismatch=allow_mismatch,

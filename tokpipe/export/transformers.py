@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokpipe.cache.reader import TokenCache, open_cache
 from tokpipe.errors import CacheError, error_context
-from tokpipe.export._contract import check_layout
+from tokpipe.export._contract import check_choices, check_layout
 from tokpipe.export._media import Media, read_media
 from tokpipe.export._models.checks import check_media
 from tokpipe.export._models.family import Family, Given
@@ -118,6 +118,9 @@ def to_model_inputs(
         WeightsMismatch: The rows were made by other weights.
         CacheError: Rows the model cannot take, or a prompt they do not fit.
     """
+    check_choices(Positions, positions=positions)
+    check_choices(Road, road=road)
+    check_choices(Use, use=use)
     with nullcontext(cache) if isinstance(cache, TokenCache) else open_cache(cache) as opened:
         words = Words(processor)
         family = family_of(model, words)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from tokpipe.errors import CacheError
-from tokpipe.export._contract import ModelUse, Written
+from tokpipe.export._contract import ModelUse, Written, check_choices
 
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
@@ -128,6 +128,7 @@ def to_vllm(
     from tokpipe.export._servers import vllm_frames, vllm_items
     from tokpipe.export._servers.serial import dtype_of
 
+    check_choices(Vllm, media=media, dtype=dtype)
     if cache.domain == "signal":
         times, pictures = vllm_frames.pictures_of(cache, "", 0)
         if model and vllm_frames.joins_two(model):

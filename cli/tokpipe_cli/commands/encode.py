@@ -14,7 +14,7 @@ from tokpipe_cli.console import Screen
 from tokpipe_cli.each import Each, outputs_of, some_of
 
 if TYPE_CHECKING:
-    from tokpipe.errors import TokpipeError
+    pass
 
 EPILOG = (
     "[bold]Examples[/bold]\n\n  tokpipe encode talk.tokpipe.safetensors -e open_clip:ViT-B-32\n\n"
@@ -88,7 +88,7 @@ def encode(
     from tokpipe.batch.dedup import find_caches
     from tokpipe.late_run import encode_cache, encoded_suffix
 
-    caches, each = some_of(find_caches(files)), _Encoded(screen)
+    caches, each = some_of(find_caches(files)), Each(screen, media="tokpipe compress --encoder")
     how: dict[str, Any] = {
         "encoders": steps, "rules": late_rules(rules), "budget": budget, "options": options,
     }  # fmt: skip
@@ -96,13 +96,3 @@ def encode(
     for path, target in zip(caches, targets, strict=True):
         each.write(path, partial(encode_cache, path, target, **how))
     raise typer.Exit(each.close())
-
-
-class _Encoded(Each):
-    """Caches encoded, or media named by mistake."""
-
-    def failed(self, path: Path, error: TokpipeError) -> None:
-        """Say where media files go."""
-        if error.code.startswith("cache.") and path.suffix != ".safetensors":
-            error.hint = "media files go to `tokpipe compress --encoder`"
-        super().failed(path, error)

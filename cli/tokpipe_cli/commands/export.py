@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +93,7 @@ def export(
         )
     run = _Run(screen, to, name, exporter, from_source, force=force)
     with CacheFiles(_found(files)) as caches:
-        run.all(caches, output)
+        run.all(caches, output, files or [])
     raise typer.Exit(run.each.close())
 
 
@@ -132,20 +132,27 @@ class _Run:
         self.source, self.force, self._target = source, force, Path()
         if source is not None:
             _fitting(to, {"from_source": source})
-        self.each = Each(screen, self._failed_event)
+            if exporter.whole:
+                changed: Any = exporter
+                self.exporter = replace(changed, from_source=str(source))
+        self.each = Each(screen, failed_event=self._failed_event)
+        self._tokens, self._alone = 0, True
 
-    def all(self, caches: CacheFiles, output: str | None) -> None:
+    def all(self, caches: CacheFiles, output: str | None, named: list[Path]) -> None:
         """Export every cache."""
+        from tokpipe_cli.render_export import show_total
+
         if self.exporter.whole:
             self._whole(caches, output)
             return
-        targets = _targets(caches.names, output, self.name, self.exporter.suffix)
+        targets = _targets(caches.names, output, self.name, self.exporter.suffix, named)
+        self._alone = len(targets) == 1
         for number, target in enumerate(targets):
             self._guarded(caches, number, target, self._one)
+        if not self._alone:
+            show_total(self.each.statuses, self._tokens, self.screen)
 
     def _one(self, path: Path, target: Path) -> None:
-        from dataclasses import replace
-
         from tokpipe.export import export_cache
 
         exporter: Any = self.exporter
@@ -194,19 +201,22 @@ class _Run:
         self.each.statuses.append(record.status)
         if self.screen.json:
             emit("item", **record.to_dict())
-        show_export(record, self.screen)
+        self._tokens += record.tokens
+        show_export(record, self.screen, alone=self._alone)
 
 
-def _targets(names: list[Path], output: str | None, name: str, suffix: str) -> list[Path]:
+def _targets(
+    names: list[Path], output: str | None, name: str, suffix: str, named: list[Path]
+) -> list[Path]:
     """An output for each cache, no two alike."""
     from tokpipe.cache.dataset_info import is_dataset
 
     if output is None and any(is_dataset(p.parent) for p in names):
         raise UsageProblem("nothing is written into a dataset", hint="name a folder with -o")
-    if output is not None and not suffix and len(names) == 1:
-        # Of one cache a folder is the output itself.
+    if output is not None and not suffix and len(names) == 1 and names[0] in named:
+        # Of one cache that was named itself a folder is the output itself.
         return [Path(output)]
-    return outputs_of(names, output, suffix or f".{name}", names)
+    return outputs_of(names, output, suffix or f".{name}", named)
 
 
 def _media_of(cache: Path, source: Path) -> Path:

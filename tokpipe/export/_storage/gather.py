@@ -133,7 +133,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     """
     if not paths:
         raise CacheError("no cache to export", code="export.none", hint="name caches or folders")
-    found = Gathered(paths, item_ids(getattr(paths, "names", paths)))
+    found = Gathered(paths, item_ids(paths))
     for index, path in enumerate(paths):
         with open_cache(path) as cache:
             _look(found, cache, path.name)
@@ -172,6 +172,8 @@ def item_ids(paths: Sequence[Path]) -> tuple[str, ...]:
 
     Dots become ``_``: WebDataset reads what follows the first one as the kind of a member.
     """
+    # Items of a dataset are named without copying them out.
+    paths = getattr(paths, "names", paths)
     plain = [_identity(path.name) for path in paths]
     if len(set(plain)) < len(plain):
         full = [path.absolute() for path in paths]
