@@ -12,9 +12,10 @@ from tokpipe.encode._weights import digest_of
 from tokpipe.errors import CacheError, WeightsMismatch
 from tokpipe.export._media import Media
 from tokpipe.export._models.family import Family
+from tokpipe.export._models.seal import seal_of
 
-#: Digests by model; the second part of the key changes when its parameters do.
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, int], str]] = (
+#: By model, the last digest of each encoder in each dtype, and the seal of what it was taken of.
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], tuple[object, str]]] = (
     weakref.WeakKeyDictionary()
 )
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,7 +71,8 @@ def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tup
     own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
     # Loaded in a narrower type than they lie in, weights cannot be compared any more.
     dtypes = dict.fromkeys((own, *(_FLOATS if own == torch.float32 else (torch.float32,))))
-    if any(_digest(family, stream, parts, skipped, dtype) == known for dtype in dtypes):
+    seal = seal_of(tensors)
+    if any(_digest(family, stream, seal, dtype, parts, skipped) == known for dtype in dtypes):
         return ()
     if allow_mismatch:
         return (f"the {stream} rows were made by other weights than those of this model",)
@@ -106,13 +108,16 @@ def _gone(family: Family, stream: str) -> bool:
 def _digest(
     family: Family,
     stream: str,
+    seal: object,
+    dtype: torch.dtype,
     parts: tuple[nn.Module, ...],
     skipped: tuple[str, ...],
-    dtype: torch.dtype,
 ) -> str:
-    version = sum(tensor._version for tensor in _tensors(parts, skipped))
+    """The digest, taken anew unless the weights still have the seal they had then."""
     kept = _KNOWN.setdefault(family.model, {})
-    key = (" ".join((stream, *skipped)), str(dtype), version)
-    if key not in kept:
-        kept[key] = digest_of(*parts, without=skipped, dtype=dtype)
-    return kept[key]
+    key = (" ".join((stream, *skipped)), str(dtype))
+    then, digest = kept.get(key, (None, ""))
+    if then != seal:
+        digest = digest_of(*parts, without=skipped, dtype=dtype)
+        kept[key] = (seal, digest)
+    return digest
