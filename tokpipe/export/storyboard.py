@@ -29,7 +29,7 @@ _EXAMPLE = {
     "anthropic": 'request = json.load(open("messages.anthropic.json"))\n'
     "Anthropic().messages.create(model=MODEL, max_tokens=1024, **request)",
     "gemini": 'request = json.load(open("messages.gemini.json"))\n'
-    "genai.Client().models.generate_content(model=MODEL, **request)",
+    "client = genai.Client()\nclient.models.generate_content(model=MODEL, **request)",
     "qwen": '# in the folder\nrequest = json.load(open("messages.qwen_processor.json"))\n'
     "processor.apply_chat_template(request['messages'], tokenize=True, return_dict=True,\n"
     "                              processor_kwargs=request['processor_kwargs'])",
@@ -113,6 +113,8 @@ class Storyboard:
                 count += 1
         notes += self._remarks(board)
         items = {"frames": len(board.shown), "messages": count}
+        if board.repeats:
+            items["left-out repeats"] = board.repeats
         return Written(
             tokens=sum(one.moment.tokens for one in board.shown), added=-1,
             items=items | ({"transcript lines": len(lines)} if lines else {}),

@@ -23,7 +23,7 @@ from tokpipe.export._storyboard.limits import (
     smaller,
     too_large,
 )
-from tokpipe.export._storyboard.moments import Moment, fewer, time_labels
+from tokpipe.export._storyboard.moments import Moment, fewer, moments_of, time_labels
 from tokpipe.export._storyboard.pictures import MANIFEST, SUFFIXES, Look, picture_name
 from tokpipe.export._storyboard.transcript import Line, spans
 
@@ -74,6 +74,7 @@ class Board:
         look: How they are written.
         end: Seconds at which the media ends.
         notes: What was left out or made smaller, and why.
+        repeats: Moments that look like the one before and went into it.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Board:
     look: Look
     end: float
     notes: list[str]
+    repeats: int = 0
 
 
 #: Bytes of a request beside its pictures, from the pictures it holds.
@@ -111,6 +113,7 @@ def make_board(
     asked, look = look, first_look(counts, look, size, wish)
     maker.fit(fewer(moments, max(counts.values())), counts, look)
     board = maker.board()
+    board.repeats = len(moments_of(cache)) - len(moments)
     was, now = max(asked.size(*size)), max(board.look.size(*size))
     if now < was:
         board.notes.append(f"pictures are {now} instead of {was} pixels on their longer side, "
