@@ -146,7 +146,11 @@ def check_tower(target: Target, projection: Projection) -> tuple[str, list[str]]
 
 
 def describe(target: Target, projection: Projection, checked: str, dtype: str) -> dict[str, Any]:
-    """``tokpipe.encoder.S`` of the projected rows."""
+    """``tokpipe.encoder.S`` of the projected rows.
+
+    ``weights``, by which models know rows of their own, is there only if ``checked`` says that the
+    tower is the model's.
+    """
     told, operator = target.about, target.operator
     outline = operator.outline()
     entry: dict[str, Any] = {
@@ -155,7 +159,7 @@ def describe(target: Target, projection: Projection, checked: str, dtype: str) -
         "version": operator.version, "deepstack": outline.deepstack, "dtype": dtype,
         "projected": {"checked": checked, "rows": told.get("weights")},
     }  # fmt: skip
-    if projection.weights is not None:
+    if checked in ("model", "tower") and projection.weights is not None:
         entry["weights"] = projection.weights
     if target.stream == "video":
         side = projection.made

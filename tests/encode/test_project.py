@@ -101,7 +101,7 @@ def test_projected_is_what_the_model_would_have_made(
         for level in (k for k in theirs.extras if k.startswith("deepstack")):
             assert np.array_equal(mine.extras[level], theirs.extras[level])
         entry = dict(made.metadata["tokpipe.encoder.video"])
-        assert entry.pop("projected")["checked"] == "model"
+        assert entry.pop("projected")["checked"] == "model" and "weights" in entry
         assert entry == wanted.metadata["tokpipe.encoder.video"]
         for key in ("counts", "layout", "source", "domain"):
             assert made.metadata[f"tokpipe.{key}"] == wanted.metadata[f"tokpipe.{key}"]
@@ -186,11 +186,20 @@ def test_a_tower_alone_serves_the_models_that_share_it(
         tokpipe.project_cache(alone, model=str(tmp_path / "other"))
     unread = tokpipe.project_cache(alone, model=str(tmp_path / "other"), check=False)
     assert unread.status == "warned" and unread.warnings[0].startswith("tower-unchecked: ")
+    _unproven(unread.output)
     half = other.to(torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     front.image.save_pretrained(tmp_path / "half")
     narrow = tokpipe.project_cache(alone, model=str(tmp_path / "half"))
     assert "float32, the model in bfloat16" in narrow.warnings[0]
+    _unproven(narrow.output)
+
+
+def _unproven(path: str) -> None:
+    """Nothing says that the rows are of the model's tower."""
+    with tokpipe.open_cache(path) as cache:
+        told = cache.metadata["tokpipe.encoder.video"]
+    assert told["projected"]["checked"] == "nothing" and "weights" not in told
 
 
 def _pre(film: Path, front: Any, tmp_path: Path, **how: Any) -> Path:

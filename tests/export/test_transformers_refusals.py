@@ -259,6 +259,17 @@ def test_rows_take_the_models_type(tmp_path: Path) -> None:
         to_model_inputs(huge, case.model, case.processor, ASKED)
 
 
+def test_rows_projected_without_a_look_at_their_tower_are_noted(
+    case_of: Made, tmp_path: Path
+) -> None:
+    """Whatever digest such a cache has: it is the model's, not that of what made the rows."""
+    case = case_of("llava")
+    told = {"projected": {"checked": "nothing", "rows": None}, "weights": "sha256:" + "0" * 64}
+    cache = case.cache(tmp_path, tiny.pictures(), **told)
+    made = to_model_inputs(cache, case.model, case.processor, ASKED)
+    assert any("not checked when they were projected" in note for note in made.notes)
+
+
 def test_inputs_of_other_options_are_not_joined(case_of: Made, tmp_path: Path) -> None:
     case = case_of("llava")
     cache = case.cache(tmp_path, tiny.pictures())

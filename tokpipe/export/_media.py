@@ -72,6 +72,18 @@ class Media:
             return False
         return len(self) == len(self.times) * self.grid[0] * self.grid[1]
 
+    @property
+    def unproven(self) -> str:
+        """Why it is not known whose weights made the rows, as a sentence; empty where it is."""
+        told = self.about.get("projected") or {}
+        if told.get("checked") == "nothing":
+            return (
+                f"whose tower made the {self.stream} rows was not checked when they were projected"
+            )
+        if not self.about.get("weights"):
+            return f"the cache does not say which weights made its {self.stream} rows"
+        return ""
+
 
 def read_media(cache: TokenCache, stream: str) -> Media:
     """Read a stream of features.

@@ -59,8 +59,8 @@ def check_media(family: Family, media: Media, *, allow_mismatch: bool) -> tuple[
 def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tuple[str, ...]:
     known = media.about.get("weights")
     stream, name = media.stream, type(family.model).__name__
-    if not known:
-        return (f"the cache does not say which weights made its {stream} rows",)
+    if media.unproven:
+        return (media.unproven,)
     if _gone(family, stream):
         return (f"{name} has no {stream} tower: that its weights made the rows is not checked",)
     parts = family.parts(stream)

@@ -107,8 +107,8 @@ def check_weights(media: Media, target: Target, *, allow_mismatch: bool) -> tupl
         WeightsMismatch: The digest on record is another one.
     """
     known, name = media.about.get("weights"), target.name
-    if not known:
-        return (f"the cache does not say which weights made its {media.stream} rows",)
+    if media.unproven:
+        return (media.unproven,)
     if not Path(name).is_dir():
         # Its weights may be many gigabytes away; what is recorded under its name is believed.
         same = name == (media.about.get("target") or (media.about.get("params") or {}).get("model"))
