@@ -21,6 +21,7 @@ from tokpipe.cache.reader import TokenCache, open_cache
 from tokpipe.errors import CacheError, error_context
 from tokpipe.export._contract import check_choices, check_layout
 from tokpipe.export._media import Media, read_media
+from tokpipe.export._models.chat import wanted
 from tokpipe.export._models.checks import check_media
 from tokpipe.export._models.family import Family, Given
 from tokpipe.export._models.inputs import (
@@ -32,7 +33,7 @@ from tokpipe.export._models.inputs import (
     check_weights,
 )
 from tokpipe.export._models.kinds import family_of
-from tokpipe.export._models.prompt import prompt_of, wanted
+from tokpipe.export._models.prompt import prompt_of
 from tokpipe.export._models.sample import sample_of
 from tokpipe.export._models.words import Words
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tokpipe.export._media import Media
     from tokpipe.export._models.words import Words
 
+_KINDS = ("image", "video", "audio")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
@@ -201,6 +203,13 @@ class Family:
     def dim(self) -> int:
         """D, the width of the language model."""
         return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def placeholders(self) -> frozenset[int]:
+        """Ids of the placeholders of all media the model knows; the key has two names."""
+        keys = (f"{kind}_token_{end}" for kind in _KINDS for end in ("id", "index"))
+        found = (getattr(self.config, key, None) for key in keys)
+        return frozenset(int(number) for number in found if number is not None)
 
     @property
     def deepstack(self) -> int:

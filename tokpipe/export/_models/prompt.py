@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,19 +11,8 @@ import torch
 from torch import Tensor
 
 from tokpipe.errors import CacheError, ModelError
+from tokpipe.export._models.chat import Messages, rendered
 from tokpipe.export._models.family import Family, Part, Prompt, Run, Script
-
-Messages = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
-#: Stream that an entry of a chat message stands for.
-_STREAM = {"image": "video", "video": "video", "audio": "audio"}
-
-
-def wanted(messages: Messages) -> bool | None:
-    """The messages ask for images (True) or for a video (False); None where they say nothing."""
-    for entry in _entries(messages):
-        if entry.get("type") in ("image", "video"):
-            return bool(entry["type"] == "image")
-    return None
 
 
 def prompt_of(family: Family, script: Script, messages: Messages, *, compact: bool) -> Prompt:
@@ -33,7 +22,8 @@ def prompt_of(family: Family, script: Script, messages: Messages, *, compact: bo
         compact: Ready ids may have just as many placeholders as there are rows.
 
     Raises:
-        CacheError: Markers or placeholders are not as many as the media need.
+        CacheError: Markers or placeholders are not as many as the media need, or there are some of
+            media that the cache does not have.
         ModelError: A chat without a chat template.
     """
     ready = _ready(messages)
@@ -48,17 +38,9 @@ def prompt_of(family: Family, script: Script, messages: Messages, *, compact: bo
     numbers = {token: family.words.number(token) for token in {run.token for run in runs}}
     if ready is not None and compact:
         runs = _shortened(found, runs, numbers)
-    return _located(found, runs, numbers, family.streams)
-
-
-def _entries(messages: Messages) -> Iterator[Mapping[str, Any]]:
-    """Entries of the contents of a chat."""
-    if isinstance(messages, str | Tensor):
-        return
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            yield from (entry for entry in content if isinstance(entry, Mapping))
+    prompt = _located(found, runs, numbers, family.streams)
+    _check_stray(family, prompt)
+    return prompt
 
 
 def _ready(messages: Messages) -> list[int] | None:
@@ -89,7 +71,7 @@ def _written(family: Family, script: Script, messages: Messages) -> str:
             "there are no messages", hint="give a question or a chat", code="export.prompt"
         )
     ends = chat[-1].get("role") == "assistant"
-    made = family.words.chat(_with_media(chat, script, family.streams), generation=not ends)
+    made = rendered(family, script, chat, generation=not ends)
     if made is not None:
         return made
     if not isinstance(messages, str):
@@ -98,43 +80,6 @@ def _written(family: Family, script: Script, messages: Messages) -> str:
             hint="give the question as a string, or set tokenizer.chat_template",
         )
     return family.plain([part.marker for part in script.parts], messages)
-
-
-def _with_media(
-    chat: list[Mapping[str, Any]], script: Script, streams: Sequence[str]
-) -> list[Mapping[str, Any]]:
-    """The chat with the script's entries where the user put a marker, else at its beginning."""
-    seen: set[str] = set()
-    made = [dict(message) for message in chat]
-    for message in made:
-        content = message.get("content")
-        if not isinstance(content, Sequence) or isinstance(content, str):
-            continue
-        entries: list[Any] = []
-        for entry in content:
-            stream = _STREAM.get(str(entry.get("type"))) if isinstance(entry, Mapping) else None
-            if stream is None:
-                entries.append(entry)
-                continue
-            if stream in seen or stream not in script.content:
-                raise CacheError(
-                    f"the messages mark {stream} that the cache has not (again)",
-                    hint="mark each stream of the cache once, other media cannot be given beside",
-                    code="export.placeholders",
-                )
-            seen.add(stream)
-            entries += script.content[stream]
-        message["content"] = entries
-    rest = [
-        entry for stream in streams if stream in script.content and stream not in seen
-        for entry in script.content[stream]
-    ]  # fmt: skip
-    if rest:
-        first = next((m for m in made if m.get("role") == "user"), made[0])
-        content = first.get("content") or []
-        text = [{"type": "text", "text": content}] if isinstance(content, str) else [*content]
-        first["content"] = [*rest, *text]
-    return list(made)
 
 
 def _replaced(text: str, parts: Sequence[Part]) -> tuple[str, list[Part]]:
@@ -229,3 +174,16 @@ def _located(
         located.append((int(mine[0]), run))
         at += len(run)
     return Prompt(ids=ids, runs=tuple(located), streams=streams, stream=stream, rows=rows)
+
+
+def _check_stray(family: Family, prompt: Prompt) -> None:
+    """Refuse placeholders that nothing fills, of whatever medium the model takes."""
+    known = torch.tensor(sorted(family.placeholders), dtype=torch.int64)
+    stray = prompt.ids[torch.isin(prompt.ids, known) & (prompt.stream < 0)]
+    if len(stray):
+        raise CacheError(
+            f"the prompt has {len(stray)} of `{family.words.token(int(stray[0]))}` for which the "
+            "cache has nothing",
+            hint="leave placeholders out of your text; media beside the cache cannot be given",
+            code="export.prompt",
+        )
