@@ -295,6 +295,28 @@ def test_a_window_that_slides_is_said(tmp_path: Path) -> None:
     assert any("see the last 16 tokens" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("window", [12, 4096])
+def test_a_window_of_all_layers_is_said_and_not_weighted(tmp_path: Path, window: int) -> None:
+    case = import_module("tiny_models").sliding(window)
+    asked = (case.model, case.processor, case.asked())
+    whole = case.cache(tmp_path / "whole", tiny.pictures())
+    plain = to_model_inputs(whole, *asked, use="forward")
+    assert not any("see the last" in note for note in plain.notes)
+    keep = torch.rand(48, generator=torch.manual_seed(1)) < 0.5
+    some = case.cache(tmp_path / "some", tiny.pictures(), keep=keep)
+    made = to_model_inputs(some, *asked, use="forward")
+    assert any(f"see the last {window} tokens" in note for note in made.notes) == (window == 12)
+    if window == 12:
+        with pytest.raises(CacheError, match="see the last 12 tokens alone") as caught:
+            to_model_inputs(whole, *asked, use="forward", weights=True)
+        assert caught.value.code == "export.weights" and caught.value.hint
+        return
+    # Within the window the mask is exact: every mass is 1.
+    weighted = to_model_inputs(whole, *asked, use="forward", weights=True)
+    want = logits(case.model, **plain)
+    assert torch.allclose(logits(case.model, **weighted), want, atol=1e-5, rtol=0)
+
+
 @pytest.mark.skipif(not tiny.NEW, reason="transformers 4 has no mm_encoder_outputs")
 def test_roads_that_are_not_there_are_refused(case_of: Made, tmp_path: Path) -> None:
     case = case_of("gemma3")

@@ -48,10 +48,11 @@ def _pooled(case: Any, made: Any, kind: str = "image", **more: Any) -> Any:
     return getattr(out, "pooler_output", out)
 
 
-def _llava() -> Any:
+def _llava(text: Any = None) -> Any:
     config = tf.LlavaConfig(
-        vision_config=_clip(), text_config=tf.LlamaConfig(**TEXT), image_token_index=ID["<image>"]
-    )
+        vision_config=_clip(), text_config=text or tf.LlamaConfig(**TEXT),
+        image_token_index=ID["<image>"],
+    )  # fmt: skip
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = tf.LlavaProcessor(
         tf.CLIPImageProcessor(**crop), tokenizer(), patch_size=8, chat_template=chat("<image>\n"),
@@ -353,6 +354,11 @@ def _video_llama_rows(case: Any, made: Any) -> list[Tensor]:
     case.grid = (grid[1] // merge, grid[2] // merge)
     found = torch.cat(list(getattr(out, "pooler_output", out)))
     return list(found.reshape(len(TIMES), -1, found.shape[-1]))
+
+
+def sliding(window: int) -> Any:
+    """LLaVA on Mistral, every layer of which sees the last ``window`` tokens alone."""
+    return _llava(tf.MistralConfig(**TEXT, sliding_window=window))
 
 
 MAKERS: dict[str, Callable[[], Any]] = {

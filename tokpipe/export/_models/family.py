@@ -212,6 +212,20 @@ class Family:
         return frozenset(int(number) for number in found if number is not None)
 
     @property
+    def window(self) -> int | None:
+        """Last tokens that some layer sees alone; None where all see all.
+
+        Without kinds of layers (Mistral) a window is that of every layer.
+        """
+        text = self.config.get_text_config()
+        kinds = getattr(text, "layer_types", None)
+        window = getattr(text, "sliding_window", None)
+        slides = "sliding_attention" in kinds if kinds else True
+        if not window or not slides or getattr(text, "use_sliding_window", True) is False:
+            return None
+        return int(window)
+
+    @property
     def deepstack(self) -> int:
         """Rows that go beside each token into deeper layers."""
         return 0

@@ -323,8 +323,8 @@ def _embedded(
 
 def _mass_mask(family: Family, samples: Sequence[Sample], mask: Tensor, use: Use) -> Tensor:
     """float32 [B, 1, L, L]: log mass where a token is seen, the least number where it is not."""
-    check_weights(family, use)
     length = mask.shape[1]
+    check_weights(family, use, length)
     seen = torch.ones(length, length, dtype=torch.bool).tril() & (mask[:, None] > 0)
     # A padding token sees itself, as a row that sees nothing has no softmax.
     seen |= torch.eye(length, dtype=torch.bool)
@@ -335,8 +335,11 @@ def _mass_mask(family: Family, samples: Sequence[Sample], mask: Tensor, use: Use
     return torch.where(seen, bias[:, None], least)[:, None]
 
 
-def check_weights(family: Family, use: Use) -> None:
+def check_weights(family: Family, use: Use, length: int = 0) -> None:
     """Refuse weights where a mask is not exact.
+
+    Args:
+        length: Ids of the longest prompt.
 
     Raises:
         CacheError: ``generate``, a kernel that takes no mask of numbers, or a model whose tokens
@@ -345,7 +348,6 @@ def check_weights(family: Family, use: Use) -> None:
     text = family.config.get_text_config()
     kernel = str(getattr(text, "_attn_implementation", None) or family.config._attn_implementation)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = kinds != {"full_attention"}
     why, hint = "", ""
     if use != "forward":
         why = "generate takes no mask of numbers"
@@ -353,8 +355,11 @@ def check_weights(family: Family, use: Use) -> None:
     elif kernel not in ("eager", "sdpa"):
         why = f"attention by {kernel} takes no mask of numbers"
         hint = 'load the model with attn_implementation="sdpa" or "eager"'
-    elif not family.causal or window:
+    elif not family.causal or kinds != {"full_attention"}:
         why = f"{type(family.model).__name__} makes its own masks"
         hint = "leave weights off: every token then counts once"
+    elif family.window is not None and length > family.window:
+        why = f"layers see the last {family.window} tokens alone, the prompt has {length}"
+        hint = "leave weights off, or compress further"
     if why:
         raise CacheError(f"weights are not exact: {why}", hint=hint, code="export.weights")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,11 +92,8 @@ def _written(family: Family, script: Script) -> int:
 
 def _window(family: Family, prompt: Prompt) -> tuple[str, ...]:
     """What layers that see the last tokens alone do with tokens left out."""
-    text: Any = family.config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or ()
-    window = getattr(text, "sliding_window", None)
-    slides = window and "sliding_attention" in kinds and len(prompt) > int(window)
-    if not slides or bool(prompt.kept.all()):
+    window = family.window
+    if window is None or len(prompt) <= window or bool(prompt.kept.all()):
         return ()
     note = (
         f"layers that see the last {window} tokens count those that are there: they look further "
