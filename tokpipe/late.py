@@ -110,6 +110,24 @@ class Survivors:
         rows += self.first[index].repeat_interleave(count)
         return Survivors(*own, first, self.cell[rows], self.pts[rows], self.frame[rows])
 
+    def complete(self) -> Survivors:
+        """Pictures that show every cell, of this time or held over, as whole ones.
+
+        Each lasts until the next picture. A cell that is first kept later is not known yet, so that
+        pictures before it are left out.
+        """
+        if self.first is None or self.cell is None:
+            return self
+        newest = torch.full((self.grid[0] * self.grid[1],), len(self), dtype=torch.int64)
+        picture = torch.arange(len(self)).repeat_interleave(self.first[1:] - self.first[:-1])
+        newest = newest.scatter_reduce(0, self.cell, picture, "amin")
+        since = int(newest.max()) if len(self) else 0
+        stop = torch.cat([self.at[1:], self.stop[-1:]])
+        all_of = slice(since, None)
+        return Survivors(
+            self.step[all_of], self.at[all_of], stop[all_of], self.index[all_of], self.grid
+        )
+
     def kept(self, a: int, b: int) -> Tensor:
         """Kept cells bool [b - a, R, C] of pictures ``a:b``."""
         if self.first is None or self.cell is None:

@@ -1,9 +1,10 @@
 """Late encoding of a signal cache: towers on its rebuilt pictures and on its sound.
 
 Pictures are rebuilt from the kept cells; a token of the tower is live where at least half of its
-box lies in cells kept at that very time, and exactly the live tokens are candidates. Sound is laid
-back on the media's clock, silent where none was kept, and tokens are live in the same way. A stream
-without an encoder stays what it was.
+box lies in cells kept at that very time, and exactly the live tokens are candidates. Layouts of
+whole pictures take every token of the pictures that are complete: cells of that time, the others
+held over from earlier. Sound is laid back on the media's clock, silent where none was kept, and
+tokens are live in the same way. A stream without an encoder stays what it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tokpipe.decide import LateAudio, TowerFeed, VideoSide, check_layout, surviv
 from tokpipe.digest import chain as digest_chain
 from tokpipe.encode._clip import CELL as CELL_SAMPLES
 from tokpipe.encode._clip import CONTEXT, RATE
-from tokpipe.errors import BudgetError, CacheCorrupt, CacheError
+from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, RecipeError
 from tokpipe.job import Options
 from tokpipe.late import Coverage
 from tokpipe.late_bank import store_key
@@ -172,6 +173,7 @@ class LateCache:
 
         Raises:
             BudgetError: A form that does not fit a cache.
+            RecipeError: The layout needs whole pictures, and the cache has none.
         """
         sides: dict[str, Any] = {}
         if "video" in self.chains:
@@ -222,6 +224,14 @@ class LateCache:
         rows = self.cache.tokens(stream="video")["video"].to_tokens()
         shape = (int(grid["rows"]), int(grid["cols"]))
         survivors = survivors_of(rows, shape)
+        if self.options.layout != "ragged":
+            survivors = survivors.complete()
+            if not len(survivors):
+                raise RecipeError(
+                    f"no picture of the cache is complete, as layout `{self.options.layout}` "
+                    "needs: some cells were never kept", code="recipe.layout",
+                    hint="tokpipe compress MEDIA --layout frames, then encode that",
+                )  # fmt: skip
         step_at = dict(zip(rows.at.tolist(), rows.cell[:, 0].tolist(), strict=True))
         o, size = self.options, (shape[0] * int(grid["cell"]), shape[1] * int(grid["cell"]))
         columns = needed_columns(late, late.encoder.outline())

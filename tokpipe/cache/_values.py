@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def value_problems(
     for stream in streams:
         yield from _rows(file, stream, _rules(file, stream, metadata, segments))
         yield from _blobs(file, stream)
+    if "video" in streams and metadata.get("tokpipe.layout") == "frames":
+        yield from _whole_pictures(file, metadata)
     yield from _rank(file, streams)
     if segments:
         yield from _segments(file, streams)
@@ -178,6 +181,57 @@ def sorted_rows(at: Array, tile: Array, cell: Array) -> Array:
     for key in (cell[:, 2], cell[:, 1], tile, at):
         fine = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & fine)
     return fine
+
+
+def _whole_pictures(file: CacheFile, metadata: Mapping[str, Any]) -> Iterator[Problem]:
+    """A cache of whole frames holds no part of a picture.
+
+    A picture is a part where its cells fill no rectangle and stand for fewer source tokens than
+    those of another picture. Towers that merge patches leave no rectangle, and are not judged.
+    """
+    made = metadata.get("tokpipe.encoder.video", {})
+    if (made.get("params") or {}).get("inside"):
+        return
+    times, masses, filled = [], [], []
+    for rows in _pictures(file):
+        times.append(float(rows["at"][0]))
+        real = rows["kind"] < KIND_LAYOUT
+        masses.append(float(rows["mass"][real].sum(dtype=np.float64)))
+        placed = real & (rows["cell"][:, 1:] >= 0).all(1)
+        filled.append(_fill_rectangles(rows["tile"][placed], rows["cell"][placed, 1:]))
+    most = max(masses, default=0.0) * (1 - MASS_TOLERANCE)
+    parts = [
+        t for t, mass, full in zip(times, masses, filled, strict=True) if mass < most and not full
+    ]
+    if parts:
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        yield Problem("layout", f"layout `frames`, but the picture at {parts[0]:.3f} s{more} "
+                                "is not whole")  # fmt: skip
+
+
+def _pictures(file: CacheFile) -> Iterator[dict[str, Array]]:
+    """Rows of one picture after the other."""
+    names = ("at", "tile", "cell", "kind", "mass")
+    held: dict[str, Array] = {}
+    for start in range(0, file.num_rows("video.at"), _ROWS):
+        block = {n: file.read(f"video.{n}", start, start + _ROWS) for n in names}
+        held = {n: np.concatenate([held[n], a]) for n, a in block.items()} if held else block
+        edges = [0, *(np.flatnonzero(np.diff(held["at"])) + 1).tolist()]
+        for low, high in pairwise(edges):
+            yield {n: a[low:high] for n, a in held.items()}
+        held = {n: a[edges[-1] :] for n, a in held.items()}
+    if held:
+        yield held
+
+
+def _fill_rectangles(tile: Array, cell: Array) -> bool:
+    """Cells [n, 2] of each tile are all those of some rows and columns, each once."""
+    for number in np.unique(tile):
+        own = cell[tile == number]
+        y, x = (len(np.unique(own[:, axis])) for axis in (0, 1))
+        if not len(np.unique(own, axis=0)) == len(own) == y * x:
+            return False
+    return len(cell) > 0
 
 
 def _blobs(file: CacheFile, stream: str) -> Iterator[Problem]:

@@ -77,6 +77,10 @@ class LateVideo:
     def settle(self, budget: int | None, layout: Layout, each: int | None) -> None:
         """Choose the pictures, encode what survives of them, and let the rules meet the budget."""
         survivors = self._survivors(budget, each)
+        if layout != "ragged" and survivors.first is not None:
+            # Whole pictures are what this layout says; the rules before only chose among them.
+            whole = every_picture(CellFeed(self.bank), self.first, self.last)
+            survivors = whole.take(survivors.step - self.first)
         self.settled = 0
         if not len(survivors) or budget == 0:
             return
