@@ -259,6 +259,8 @@ def _cuts(
     cell = rows.cell[own, 1:].numpy() // unit * CELL
     pooled = (rows.kind[own] == KIND_POOLED).numpy()[:, None]
     size = np.where(pooled, rows.extent[own, 1:].numpy() // unit, 1)
+    # What hangs over the edge is cut off there.
+    size = np.minimum(size, np.array(picture.shape[:2]) // CELL - cell // CELL)
     out = np.empty((len(own), CELL, CELL, 3), np.uint8)
     for high, wide in np.unique(size, axis=0).tolist():
         alike = np.flatnonzero((size == (high, wide)).all(1))
