@@ -141,6 +141,24 @@ def test_batch_is_its_single_prompts(talker: Any, paths: Any, tmp_path: Path) ->
 
 
 @new_only
+@pytest.mark.parametrize("names", [("sound", "pictures"), ("pictures", "both", "sound")])
+def test_batch_of_other_streams_is_its_single_prompts(
+    talker: Any, paths: Any, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    singles = []
+    for seed, name in enumerate(names):
+        made, chat = given(talker, paths, tmp_path, name, seed)
+        singles.append(to_model_inputs(made.path, talker.model, talker.processor, chat))
+    joined = batch_inputs(singles)
+    found = paths.logits(talker.model, joined)
+    answers = talker.model.generate(**joined, **HOW)[:, joined.echo :]
+    for row, answer, one in zip(found, answers, singles, strict=True):
+        alone = paths.logits(talker.model, one)[0]
+        assert torch.allclose(row[-len(alone) :], alone, atol=3e-5, rtol=0)
+        assert torch.equal(answer, talker.model.generate(**one, **HOW)[0, one.echo :])
+
+
+@new_only
 def test_uneven_pictures_stand_where_they_are_heard(
     talker: Any, paths: Any, models: Any, tmp_path: Path
 ) -> None:

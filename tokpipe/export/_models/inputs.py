@@ -306,7 +306,10 @@ def _embedded(
     filled = torch.zeros(ids.shape, dtype=torch.bool)
     rows = []
     for line, sample in zip(filled, samples, strict=True):
-        mine = torch.stack([_slots(sample, s) for s in streams if s in sample.rows]).any(0)
+        mine = torch.zeros(len(sample.ids), dtype=torch.bool)
+        # A prompt of a batch may have none of them, pictures alone beside one with sound.
+        for stream in (s for s in streams if s in sample.rows):
+            mine |= _slots(sample, stream)
         line[len(line) - len(mine) :] = mine
         given = torch.empty(len(mine), family.dim)
         for stream in (s for s in streams if s in sample.rows):
