@@ -114,6 +114,39 @@ def test_layout_is_found_from_the_cells() -> None:
     assert layout_of(pooled.sorted(), GRID) == "grid"
 
 
+@pytest.mark.parametrize("layout", ["frames", "grid", "ragged"])
+def test_a_layout_that_is_true_is_stored(tmp_path: Path, layout: Any) -> None:
+    """Whole pictures are all three."""
+    with tokpipe.open_cache(saved(tmp_path, pictures(), layout=layout)) as cache:
+        assert cache.layout == layout
+    bare = pictures().with_columns(cell=torch.full((60, 3), -1, dtype=torch.int32))
+    with tokpipe.open_cache(saved(tmp_path, bare, layout=layout, force=True)) as cache:
+        assert cache.layout == layout  # without cells nothing speaks against it
+
+
+def test_merged_rows_of_whole_pictures_are_frames(tmp_path: Path) -> None:
+    """As many rows of each picture, which stand for all of it, wherever they are."""
+    rows = pictures().take(torch.arange(60) % 12 < 5)
+    path = saved(tmp_path, rows.with_columns(mass=torch.full((25,), 12 / 5)), grid=GRID,
+                 layout="frames")  # fmt: skip
+    with tokpipe.open_cache(path) as cache:
+        assert cache.layout == "frames"
+
+
+def test_numpy_features_are_taken(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 12, 8), dtype=np.float32)
+    rows.flags.writeable = False
+    whole = tokpipe.picture_tokens(rows, np.arange(5.0), GRID, deepstack=[rows[::-1]])
+    assert torch.equal(whole.data, torch.tensor(rows.reshape(60, 8)))
+    assert torch.equal(whole.extras["deepstack_1"], torch.tensor(rows[::-1].reshape(60, 8).copy()))
+    assert torch.equal(tokpipe.picture_tokens(list(rows), range(5), GRID).data, whole.data)
+    spans = np.stack([np.arange(9.0), np.arange(9.0) + 1], 1)
+    sound = tokpipe.sound_tokens(rows[0, :9].astype(np.float16), spans)
+    assert sound.data.dtype == torch.float16 and sound.pts.tolist() == spans.tolist()
+    with pytest.raises(CacheError, match="no type of features"):
+        tokpipe.picture_tokens(np.full((1, 12, 8), "x"), [0.0], GRID)
+
+
 def test_deepstack_rows_lie_beside_the_tokens(tmp_path: Path) -> None:
     first, second = torch.randn(60, 8), [torch.randn(12, 8) for _ in range(5)]
     video = pictures(deepstack=[first, second])
@@ -147,6 +180,19 @@ def test_source_is_named_and_fingerprinted(tmp_path: Path) -> None:
         (pictures(), {"encoder": {"stage": "projected"}}, RecipeError, "unknown stage"),
         (pictures(), {"grid": (2, 4)}, RecipeError, "outside the grid"),
         (pictures(), {"dropped": -1.0}, CacheError, "dropped"),
+        (pictures(), {"dropped": float("inf")}, CacheError, "dropped"),
+        (pictures(), {"encoder": {"audio": {"stage": "post_projector"}}}, RecipeError,
+         "of audio, of which there is no token"),
+        (pictures(), {"encoder": {"video": {"stage": "post_projector"}, "stage": "pre_projector"}},
+         RecipeError, "both streams and `stage`"),
+        (pictures().take(torch.arange(60) != 7), {"layout": "frames"}, CacheError,
+         "said to be frames, that of the rows is ragged"),
+        (pictures().take(torch.arange(60) % 4 < 2), {"layout": "grid", "grid": GRID}, CacheError,
+         "said to be grid"),
+        (pictures(), {"layout": "round"}, CacheError, "unknown layout `round`"),
+        (pictures(), {"rank": {"audio": torch.arange(60)}}, CacheError, "ranks of audio"),
+        (pictures(), {"rank": {"video": torch.arange(3)}}, CacheError, r"ranks \[3\] for 60"),
+        (pictures(), {"rank": {"video": torch.full((60,), torch.nan)}}, CacheError, "not finite"),
         ({"video": pictures(), "audio": sound()}, {"encoder": {"stage": "pre_projector"}},
          RecipeError, "which stream"),
         (pictures().with_columns(data=torch.full((60, 8), torch.nan)), {}, CacheError, "finite"),

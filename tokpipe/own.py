@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.errors import CacheError
@@ -17,22 +19,24 @@ from tokpipe.spec import MODALITY_CODE
 from tokpipe.tensors import TokenBatch
 
 Stage = Literal["pre_projector", "post_projector"]
+#: Rows of features, of torch or numpy.
+Features = Tensor | NDArray[Any]
 
 
 def picture_tokens(
-    features: Tensor | Sequence[Tensor],
+    features: Features | Sequence[Features],
     times: Tensor | Sequence[float],
     grid: tuple[int, int],
     *,
     ends: Tensor | Sequence[float] | None = None,
-    deepstack: Sequence[Tensor | Sequence[Tensor]] = (),
+    deepstack: Sequence[Features | Sequence[Features]] = (),
     class_tokens: int = 0,
 ) -> TokenBatch:
     """Tokens of whole pictures, as a model's ``get_video_features`` gives them.
 
     Args:
         features: [T, gh x gw, D], or as many rows in any other form (a list of pictures, one
-            picture after the other), each picture in raster order.
+            picture after the other), each picture in raster order; tensors or numpy arrays.
         times: float64 [T] seconds of each picture. Where a model takes frames in pairs (temporal
             patch 2), T is the number of pairs and the time that of a pair's first frame.
         grid: (gh, gw) rows and columns of a picture's tokens, after any merger.
@@ -70,7 +74,7 @@ def picture_tokens(
     return made.with_extras(dict.fromkeys(levels, "linear"), **levels)
 
 
-def sound_tokens(features: Tensor, spans: Tensor) -> TokenBatch:
+def sound_tokens(features: Features, spans: Tensor) -> TokenBatch:
     """Tokens of sound, as a model's audio tower gives them.
 
     Args:
@@ -116,11 +120,27 @@ def encoder_facts(
 
 def _flat(rows: Any, what: str, count: int, why: str) -> Tensor:
     """Rows [count, D] on the CPU."""
-    parts = [rows] if isinstance(rows, Tensor) else list(rows)
-    made = torch.cat([part.detach().reshape(-1, part.shape[-1]).cpu() for part in parts])
+    whole = isinstance(rows, Tensor | np.ndarray)
+    parts = [_tensor(part, what) for part in ([rows] if whole else rows)]
+    if not parts or any(part.ndim == 0 for part in parts):
+        raise CacheError(f"{what}: no rows, expected {count} ({why})", code="cache.shape")
+    made = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
     if len(made) != count:
         raise CacheError(
             f"{what}: {len(made)} rows, expected {count} ({why})", code="cache.shape",
             hint="leave out padding and newlines; class tokens are told by class_tokens",
         )  # fmt: skip
     return made
+
+
+def _tensor(part: Any, what: str) -> Tensor:
+    """A tensor or array on the CPU, without its history."""
+    try:
+        made = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+    except TypeError as error:
+        raise CacheError(
+            f"{what}: {getattr(part, 'dtype', type(part).__name__)} is no type of features",
+            hint="give float32, bfloat16 (torch alone has it) or float16",
+            code="cache.dtype",
+        ) from error
+    return made.detach().cpu()

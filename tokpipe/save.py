@@ -6,6 +6,7 @@ consumers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from tokpipe.cache.writer import CacheWriter, sweep_stale
 from tokpipe.digest import chain as digest_chain
 from tokpipe.errors import CacheError, RecipeError
 from tokpipe.run import SUFFIX, refuse_foreign
-from tokpipe.spec import MODALITY_CODE, Layout
+from tokpipe.spec import LAYOUTS, MODALITY_CODE, Layout
 from tokpipe.tensors import TokenBatch
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _STAGES = ("pre_projector", "post_projector")
+#: What is one of them is also each of those before it.
+_FIT: tuple[Layout, ...] = ("ragged", "grid", "frames")
 
 
 def save_cache(
@@ -59,7 +62,8 @@ def save_cache(
             cache says of it (``cache.info``).
         grid: Rows and columns of a whole picture's tokens; found from the cells where left out.
         dropped: Source tokens that no row stands for, so that the counts are true.
-        layout: ``frames``, ``grid`` or ``ragged``; found from the cells where left out.
+        layout: ``frames``, ``grid`` or ``ragged``; found from the cells where left out. Frames may
+            be called a grid, and both ragged.
         rank: Whole numbers [N] by stream: whatever the budget, low ones stay longest, over both
             streams (also as ``rank`` among the extras). By default rows with a higher ``score``,
             and among equals those that lie evenly spread over time.
@@ -67,7 +71,8 @@ def save_cache(
         force: Replace a cache that is there.
 
     Raises:
-        CacheError: A column breaks the format, features are not finite, or there are none.
+        CacheError: A column breaks the format, features are not finite, or there are none; ranks
+            or the layout are not those of the rows.
         RecipeError: The facts on the encoder do not fit the tokens.
         OutputExists: The file is there and ``force`` is off, or is no cache.
         MediaError: ``source`` cannot be read.
@@ -76,6 +81,7 @@ def save_cache(
     streams = _by_stream(tokens, rank or {})
     facts = _by_facts(encoder, streams)
     about = {name: _about(name, rows, facts[name], grid) for name, rows in streams.items()}
+    found = _layout(layout, streams.get("video"), about.get("video", {}))
     _make_room(target, force=force)
     dtype = {name: _DTYPES[rows.data.dtype] for name, rows in streams.items()}
     with CacheWriter(target, force=force, dtype=dtype) as writer:
@@ -84,11 +90,9 @@ def save_cache(
             writer.append(name, {**columns, **deepstack_columns(rows)})
         set_ranks(writer, _priority(streams))
         counts = {name: _counts(rows, name, dropped) for name, rows in streams.items()}
-        video = streams.get("video")
-        found = "ragged" if video is None else layout_of(video, about["video"]["grid"])
         return writer.finish({
             **_metadata(about, recipe or {}), "tokpipe.counts": counts,
-            "tokpipe.layout": layout or found, "tokpipe.source": _source(source, target, streams),
+            "tokpipe.layout": found, "tokpipe.source": _source(source, target, streams),
         })  # fmt: skip
 
 
@@ -97,6 +101,38 @@ def _make_room(target: Path, *, force: bool) -> None:
     if force and target.exists():
         refuse_foreign(target)
     sweep_stale(target.parent)
+
+
+def _layout(told: Layout | None, rows: TokenBatch | None, about: Mapping[str, Any]) -> Layout:
+    """The layout told, or that of the rows.
+
+    Args:
+        rows: Those of pictures; sound fits any layout.
+        about: What the cache says of their encoder.
+
+    Raises:
+        CacheError: The rows have another one.
+    """
+    if told is not None and told not in LAYOUTS:
+        raise CacheError(f"unknown layout `{told}`", hint=f"one of {', '.join(LAYOUTS)}",
+                         code="cache.layout")  # fmt: skip
+    grid, merged = about.get("grid"), (about.get("params") or {}).get("inside")
+    found: Layout = "ragged" if rows is None else layout_of(rows, grid)
+    if told is None or rows is None or _FIT.index(told) <= _FIT.index(found):
+        return told or found
+    real = rows.kind < KIND_LAYOUT
+    step = torch.unique(rows.at[real], return_inverse=True)[1]
+    sizes, mass = torch.bincount(step), torch.bincount(step, rows.mass[real].double())
+    # Cells tell it, unless there are crops beside the picture, no cells at all, or each row is of
+    # several cells, as in towers that merge patches.
+    told_by_cells = bool((rows.cell[real] >= 0).any()) and not bool(rows.tile[real].any())
+    whole = grid is not None and bool((mass - grid[0] * grid[1]).abs().max() < 1e-3)
+    if len(torch.unique(sizes)) > 1 or (told_by_cells and not whole and not merged):
+        raise CacheError(
+            f"the layout is said to be {told}, that of the rows is {found}", code="cache.layout",
+            hint="leave out layout, or give the same cells of every picture, and the grid",
+        )  # fmt: skip
+    return told
 
 
 def layout_of(tokens: TokenBatch, grid: Sequence[int] | None) -> Layout:
@@ -151,11 +187,28 @@ def _by_stream(
         if name in given and len(given[name]):
             rows = given[name].to("cpu")
             if name in rank:
-                rows = rows.with_extras(rank=torch.as_tensor(rank[name]).cpu())
+                rows = rows.with_extras(rank=_ranks(name, rank[name], len(rows)))
             made[name] = rows.sorted()
     if not made:
         raise CacheError("there is no token to write", code="cache.empty")
+    for name in rank:
+        if name not in made:
+            raise CacheError(f"ranks of {name}, of which there is no token", code="cache.rank",
+                             hint=f"give those of {' and '.join(made)}")  # fmt: skip
     return made
+
+
+def _ranks(stream: str, given: Any, count: int) -> Tensor:
+    """Ranks [N] of a stream."""
+    ranks: Tensor = torch.as_tensor(given).cpu()
+    if ranks.shape != (count,) or not bool(torch.isfinite(ranks).all()):
+        raise CacheError(
+            f"{stream}: ranks {list(ranks.shape)} for {count} tokens"
+            if ranks.shape != (count,)
+            else f"{stream}: a rank is not finite",
+            hint="give a number for each row, in the order of the rows", code="cache.rank",
+        )  # fmt: skip
+    return ranks
 
 
 def _by_facts(
@@ -163,8 +216,19 @@ def _by_facts(
 ) -> dict[str, Mapping[str, Any]]:
     if encoder is None:
         return {name: {} for name in streams}
-    if set(encoder) <= set(MODALITY_CODE):
+    by_stream = [name for name in encoder if name in MODALITY_CODE]
+    for name in by_stream:
+        if name not in streams and encoder[name]:
+            raise RecipeError(
+                f"facts on the encoder of {name}, of which there is no token",
+                hint=f"give those of {' and '.join(streams)}",
+            )
+    if len(by_stream) == len(encoder):
         return {name: encoder.get(name) or {} for name in streams}
+    if by_stream:
+        odd = next(name for name in encoder if name not in MODALITY_CODE)
+        raise RecipeError(f"the facts on the encoder name both streams and `{odd}`",
+                          hint="give facts of each stream alone")  # fmt: skip
     if len(streams) > 1:
         raise RecipeError("the facts on the encoder do not say of which stream",
                           hint='give encoder={"video": ..., "audio": ...}')  # fmt: skip
@@ -225,7 +289,7 @@ def _metadata(about: Mapping[str, dict[str, Any]], recipe: Mapping[str, Any]) ->
 
 def _counts(rows: TokenBatch, stream: str, dropped: float | Mapping[str, float]) -> dict[str, Any]:
     lost = dropped.get(stream, 0.0) if isinstance(dropped, Mapping) else dropped
-    if not lost >= 0:
+    if not 0 <= lost < math.inf:
         raise CacheError(f"{stream}: {lost} dropped tokens", code="cache.counts")
     mass = float(rows.mass.double().sum())
     whole = round(mass + lost)
