@@ -104,6 +104,22 @@ def test_plan_says_what_a_budget_cannot_carry(samples: Path) -> None:
     assert {"thin-video", "thin-audio"} <= codes
 
 
+@pytest.mark.parametrize(
+    ("budget", "share", "refused"),
+    [("video=64,audio=0", 0.25, "audio"), ("64", 0.0, "audio"), ("audio=64", 0.25, "video")],
+)
+def test_a_stream_refused_on_purpose_is_not_called_thin(
+    budget: str, share: float, refused: str, samples: Path, tmp_path: Path
+) -> None:
+    options = Options(budget=Budget.parse(budget), audio_share=share)
+    job = prepare("auto", options)
+    planned = plan_file(samples / "lecture.mp4", job=job)
+    record = compress_file(samples / "lecture.mp4", tmp_path / "a.tokpipe.safetensors", job=job)
+    for warnings in (planned.warnings, record.warnings):
+        assert not [text for text in warnings if text.startswith(f"thin-{refused}")]
+        assert [text for text in warnings if text.startswith("thin-")]
+
+
 def test_plan_estimates_bytes_and_memory(samples: Path, tmp_path: Path) -> None:
     planned, record = both(samples / "action.mp4", tmp_path, budget=Budget.parse(1024))
     assert 0.4 * record.bytes < planned.bytes < 2.5 * record.bytes

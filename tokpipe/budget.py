@@ -73,6 +73,12 @@ class Budget:
         }
         return Budget(forms[unit], amount)
 
+    def refuses(self, stream: Literal["video", "audio"], share: float | Fraction) -> bool:
+        """The stream was given nothing on purpose, by its cap or the ``share`` of audio."""
+        if self.form == "split":
+            return not (self.video if stream == "video" else self.audio)
+        return share == (1 if stream == "video" else 0)
+
     def __str__(self) -> str:
         """The text it is read from."""
         if self.form == "split":

@@ -347,15 +347,17 @@ class _Planner:
 
     def _thin(self, likely: tuple[int, int]) -> Iterator[tuple[str, str]]:
         """What the budget cannot carry."""
-        offer = self.offer
-        if self.job.budget is None:
+        offer, budget, share = self.offer, self.job.budget, self.job.options.audio_share
+        if budget is None:
             return
-        if len(offer.pts) and likely[0] < offer.cells:
+        if len(offer.pts) and not budget.refuses("video", share) and likely[0] < offer.cells:
             yield (
                 "thin-video",
                 f"{likely[0]} video tokens are less than one frame of {offer.cells} cells",
             )
         seconds = offer.sound * offer.sound_cell
+        if budget.refuses("audio", share):
+            return
         if offer.sound and likely[1] < THIN_AUDIO * seconds and likely[1] < offer.sound:
             text = f"{likely[1]} audio tokens for up to {seconds:.0f} s of sound"
             text += ": speech will not be intelligible; raise the budget or --audio-share"

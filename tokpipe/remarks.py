@@ -28,7 +28,7 @@ def remarks(
         pooled: Candidates a pool held and all, a pair for each window where they differ.
         late: Features of the towers, by stream.
     """
-    notes = [*notes_of(info, bank), *_thin(bank, tokens, speech, late), *_unused(info, job)]
+    notes = [*notes_of(info, bank), *_thin(bank, job, tokens, speech, late), *_unused(info, job)]
     if pooled:
         seen, source = (sum(counts) for counts in zip(*pooled, strict=True))
         text = f"the recipe decides on all video tokens at once: {seen} of {source} fit"
@@ -53,11 +53,12 @@ def _unused(info: MediaInfo, job: Job) -> Iterator[Note]:
 
 
 def _thin(
-    bank: Bank, tokens: Mapping[str, int], speech: list[list[float]], late: Mapping[str, Any]
-) -> Iterator[Note]:
-    """What the budget cannot carry."""
-    grid = bank.meta["grid"]
-    if bank.meta["steps"] and grid:
+    bank: Bank, job: Job, tokens: Mapping[str, int], speech: list[list[float]],
+    late: Mapping[str, Any],
+) -> Iterator[Note]:  # fmt: skip
+    """What the budget cannot carry, of the streams that it was meant for."""
+    grid, budget, share = bank.meta["grid"], job.budget, job.options.audio_share
+    if bank.meta["steps"] and grid and not (budget and budget.refuses("video", share)):
         shape = (grid[0], grid[1])
         one, what = grid[0] * grid[1], "cells"
         if "video" in late:
@@ -66,6 +67,8 @@ def _thin(
             text = f"{tokens['video']} video tokens are less than one frame of {one} {what}"
             yield "thin-video", text
     heard = sum(stop - start for start, stop in speech)
+    if budget and budget.refuses("audio", share):
+        return
     if heard and tokens["audio"] < THIN_AUDIO * heard:
         text = f"{tokens['audio']} audio tokens for {heard:.0f} s of sound"
         hint = "words would be lost; raise the budget or --audio-share"

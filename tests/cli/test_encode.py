@@ -66,6 +66,16 @@ def test_encode_a_cache(run: Any, events: Any, clip: Path, dino: Path) -> None:
     assert [e["status"] for e in events(again) if e["event"] == "item"] == ["skipped"]
 
 
+def test_the_budget_is_for_what_is_encoded(run: Any, clip: Path, dino: Path) -> None:
+    run("compress", clip, "-b", "video=50,audio=10")
+    cache = clip.with_name("clip.tokpipe.safetensors")
+    result = run("encode", cache, "-e", f"hf_vision:{dino}", "-b", 4)
+    assert result.exit_code == 0, result.stderr
+    assert "-> 14 tokens (4 video, 10 audio" in result.stdout
+    said = "the budget of 4 is for what is encoded (video); 10 audio tokens stay as they were"
+    assert said in " ".join(result.stderr.split())
+
+
 def test_outputs_mirror_the_tree(run: Any, events: Any, clip: Path, dino: Path) -> None:
     folder = clip.parent
     for name in ("a", "b"):

@@ -14,6 +14,9 @@ from tokpipe_cli.console import Screen
 from tokpipe_cli.each import Each, outputs_of, some_of
 
 if TYPE_CHECKING:
+    from tokpipe.run import RunRecord
+
+if TYPE_CHECKING:
     pass
 
 EPILOG = (
@@ -32,7 +35,8 @@ _Budget = Annotated[
     typer.Option(
         "--budget", "-b", metavar="TOKENS", rich_help_panel="Budget",
         show_default="as many as the cache holds",
-        help="Most tokens of the encoded streams: 2048, video=1536,audio=512 or 10%.",
+        help="Most tokens of the streams that are encoded (others stay as they are): 2048, "
+        "video=1536,audio=512 or 10%.",
     ),
 ]  # fmt: skip
 _Rules = Annotated[
@@ -88,7 +92,7 @@ def encode(
     from tokpipe.batch.dedup import find_caches
     from tokpipe.late_run import encode_cache, encoded_suffix
 
-    caches, each = some_of(find_caches(files)), Each(screen, media="tokpipe compress --encoder")
+    caches, each = some_of(find_caches(files)), _Encoded(screen, media="tokpipe compress --encoder")
     how: dict[str, Any] = {
         "encoders": steps, "rules": late_rules(rules), "budget": budget, "options": options,
     }  # fmt: skip
@@ -96,3 +100,18 @@ def encode(
     for path, target in zip(caches, targets, strict=True):
         each.write(path, partial(encode_cache, path, target, **how))
     raise typer.Exit(each.close())
+
+
+class _Encoded(Each):
+    """Caches encoded."""
+
+    def done(self, record: RunRecord) -> None:
+        """Say what the budget counted, where a stream beside stays as it was."""
+        super().done(record)
+        stays = [s for s in ("video", "audio") if s not in record.encoder and record.tokens[s]]
+        if record.budget and record.encoder and stays:
+            self.screen.note(
+                f"the budget of {record.budget} is for what is encoded "
+                f"({', '.join(record.encoder)}); {record.tokens[stays[0]]:,} {stays[0]} tokens "
+                "stay as they were"
+            )
