@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -268,7 +269,9 @@ def _moves_on(samples: Sequence[Sample]) -> bool:
 
 def _left(parts: Sequence[Tensor], length: int, fill: int) -> Tensor:
     """[B, length] of [K_i], padded on the left."""
-    made = torch.full((len(parts), length), fill, dtype=parts[0].dtype)
+    # Positions of one prompt of a batch may be whole numbers where another's are not.
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    made = torch.full((len(parts), length), fill, dtype=dtype)
     for row, part in zip(made, parts, strict=True):
         row[length - len(part) :] = part
     return made
