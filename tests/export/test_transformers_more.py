@@ -125,6 +125,43 @@ def test_ready_ids_with_one_placeholder_or_all(case_of: Made, tmp_path: Path, na
     assert caught.value.code == "export.placeholders" and caught.value.hint
 
 
+@pytest.mark.parametrize("few", [False, True])
+def test_ready_ids_of_gemma_have_its_marks_already(
+    case_of: Made, tmp_path: Path, few: bool
+) -> None:
+    """A marker of Gemma 3 stays in the prompt, beside its placeholders."""
+    case, seen = case_of("gemma3"), tiny.pictures()
+    keep = (torch.rand(48, generator=torch.manual_seed(1)) < 0.5) | (not few)
+    cache = case.cache(tmp_path, seen, keep=keep)
+    own = case.own(seen)["input_ids"]
+    for positions in ("original", "compact"):
+        asked: Any = {"use": "forward", "positions": positions}
+        want = to_model_inputs(cache, case.model, case.processor, case.asked(), **asked)
+        for ids in (own, own[0].tolist(), *([want.ids] if positions == "compact" else [])):
+            made = to_model_inputs(cache, case.model, case.processor, ids, **asked)
+            assert torch.equal(made.ids, want.ids)
+            assert torch.equal(made["position_ids"], want["position_ids"])
+            assert torch.equal(made["token_type_ids"], want["token_type_ids"])
+
+
+@pytest.mark.parametrize(
+    "name", ["internvl_video", "internvl_image", "idefics3", "llava", "gemma3"]
+)
+def test_ready_ids_of_one_row_a_picture_are_no_markers(
+    case_of: Made, tmp_path: Path, name: str
+) -> None:
+    case, seen = case_of(name), tiny.pictures()
+    whole = tiny.rows_of(case.cache(tmp_path / "whole", seen))
+    keep = (whole.tile == 0) & (whole.cell[:, 1] == 2) & (whole.cell[:, 2] == 1)
+    if name == "internvl_image":  # a row of each crop is a placeholder between marks
+        keep |= torch.isin(whole.tile, whole.tile.unique()) & (whole.cell[:, 1:] == 0).all(1)
+    cache = case.cache(tmp_path, seen, keep=keep)
+    asked: Any = {"use": "forward", "positions": "compact"}
+    want = to_model_inputs(cache, case.model, case.processor, case.asked(), **asked)
+    made = to_model_inputs(cache, case.model, case.processor, want.ids, **asked)
+    assert torch.equal(made.ids, want.ids)
+
+
 def test_ready_ids_of_the_rows_alone_are_compact(case_of: Made, tmp_path: Path) -> None:
     case, seen = case_of("llava"), tiny.pictures()
     keep = torch.rand(48, generator=torch.manual_seed(1)) < 0.5

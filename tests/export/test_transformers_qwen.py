@@ -315,3 +315,18 @@ def test_a_film_runs_through_to_the_model(
             assert all(f"<{at:.1f} seconds>" in said for at in set(rows.at.tolist()))
         answer = talker.model.generate(**found, **HOW)[:, found.echo :]
         assert answer.shape == (1, 6)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_ready_ids_of_one_row_a_picture_keep_their_times(
+    talker: Any, paths: Any, tmp_path: Path, kept: int
+) -> None:
+    made = paths.clip(talker, tmp_path, 1.5)
+    keep = torch.zeros(len(made.tokens["video"]), dtype=torch.bool)
+    keep[[2, 8][:kept]] = True
+    few = paths.fewer(talker, made, tmp_path, {"video": keep})
+    asked: Any = {"use": "forward", "positions": "compact"}
+    want = to_model_inputs(few, talker.model, talker.processor, paths.chat("video"), **asked)
+    found = to_model_inputs(few, talker.model, talker.processor, want.ids, **asked)
+    assert torch.equal(found.ids, want.ids)
+    assert torch.equal(found["position_ids"], want["position_ids"])

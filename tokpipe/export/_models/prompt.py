@@ -107,7 +107,7 @@ def _markers(parts: Sequence[Part]) -> list[str]:
 
 
 def _spliced(family: Family, script: Script, ids: list[int]) -> tuple[list[int], list[Part]]:
-    """Ready ids with their markers replaced; as they are where no marker fits the parts."""
+    """Ready ids with their markers replaced; as they are where those are no markers, or too few."""
     parts = list(script.parts)
     marks = {m: family.words.ids(m, special=False) for m in _markers(parts)}
     spots: list[tuple[int, str]] = []
@@ -117,6 +117,8 @@ def _spliced(family: Family, script: Script, ids: list[int]) -> tuple[list[int],
         if marker is not None:
             spots.append((at, marker))
         at += len(marks[marker]) if marker is not None else 1
+    if _complete(family, script, ids, [(spot, marks[marker]) for spot, marker in spots]):
+        return ids, parts
     names = [marker for _, marker in spots]
     if len(spots) == 1 and len(marks) == 1:
         groups = [parts]
@@ -132,6 +134,26 @@ def _spliced(family: Family, script: Script, ids: list[int]) -> tuple[list[int],
         made += [*ids[last:spot], *family.words.ids(text, special=False)]
         last = spot + len(marks[marker])
     return [*made, *ids[last:]], [part for group in groups for part in group]
+
+
+def _complete(
+    family: Family, script: Script, ids: list[int], spots: Sequence[tuple[int, list[int]]]
+) -> bool:
+    """What looks like markers in ready ids belongs to media that are there already.
+
+    A placeholder stands beside them, or before the first of them what a part begins with.
+    """
+    numbers = {family.words.number(run.token) for part in script.parts for run in part.runs}
+    marked = {at for spot, mark in spots for at in range(spot, spot + len(mark))}
+    if any(number in numbers and at not in marked for at, number in enumerate(ids)):
+        return True
+    first = script.parts[0].pieces[0] if script.parts else ""
+    if not spots or not isinstance(first, str):
+        return False
+    spot, mark = spots[0]
+    head = family.words.ids(first, special=False)
+    # A marker that is no placeholder may be part of what it is replaced by.
+    return bool(head) and set(mark) <= numbers and ids[max(spot - len(head), 0) : spot] == head
 
 
 def _shortened(ids: Tensor, runs: list[Run], numbers: Mapping[str, int]) -> list[Run]:
