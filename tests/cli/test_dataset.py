@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import tokpipe
+from tokpipe.cache.dataset import CacheDataset
 from tokpipe.testing.caches import write_features
 
 pytest.importorskip("pyarrow", reason="packing needs pyarrow")
@@ -173,6 +175,20 @@ def test_stats_for_people_and_programs(
     assert stats["event"] == "stats" and summary["done"] == 1
     assert stats["tokens"] == {"video": 240, "audio": 30} and stats["alike"] is True
     assert stats["durations"] == [[0.0, 10.0, 5]]
+
+
+def test_a_dataset_is_no_cache(run: Any, folder: Path, packed: Path, two_lines: Any) -> None:
+    for command in ("inspect", "verify"):
+        result = run(command, packed)
+        error, hint = two_lines(result)
+        assert result.exit_code == 1 and "is a packed dataset, not one cache" in error
+        assert "tokpipe dataset stats or verify" in hint and "tokpipe.load(path)" in hint
+        error, hint = two_lines(run(command, folder))
+        assert "is a folder, not a cache" in error and "tokpipe dataset verify" in hint
+    found = tokpipe.load(packed)
+    assert isinstance(found, CacheDataset)
+    with found.open(found.keys[0]) as cache:
+        assert repr(cache) == f"TokenCache({found.keys[0]!r}, feature, 48 video, 6 audio)"
 
 
 def test_dataset_alone_shows_help(run: Any) -> None:

@@ -57,7 +57,10 @@ class CacheFile:
         self._map: mmap.mmap | None = None
         self._fd = -1
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
+            mode = self.path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise _folder_error(self.path)
+            if not stat.S_ISREG(mode):
                 # Opening a pipe would wait for a writer that never comes.
                 raise CacheError(
                     "the cache is not a regular file", where=str(path), code="cache.open"
@@ -187,6 +190,22 @@ class CacheFile:
         info, base = self.info(name), self.header.data_start
         for start in range(info.start, info.stop, _BLOCK_BYTES):
             yield self._bytes(base + start, base + min(start + _BLOCK_BYTES, info.stop))
+
+
+def _folder_error(path: Path) -> CacheError:
+    """What to call instead where a folder is named as a cache."""
+    from tokpipe.cache.dataset_info import is_dataset
+
+    if is_dataset(path):
+        return CacheError(
+            f"`{path}` is a packed dataset, not one cache", code="cache.open",
+            hint="tokpipe dataset stats or verify; in Python tokpipe.load(path).open(key)",
+        )  # fmt: skip
+    return CacheError(
+        f"`{path}` is a folder, not a cache",
+        code="cache.open",
+        hint="name a file in it; tokpipe dataset verify and tokpipe.load take folders of caches",
+    )
 
 
 def parse_metadata(raw: dict[str, str]) -> dict[str, Any]:

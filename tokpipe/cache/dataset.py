@@ -130,7 +130,7 @@ class CacheDataset:
         """Open one item with every check, by number or key."""
         number = self.find(item) if isinstance(item, str) else self.number(item)
         path, window = self.window(number)
-        return TokenCache.open(path, window=window)
+        return TokenCache.open(path, window=window, name=self.key(number))
 
 
 def open_dataset(

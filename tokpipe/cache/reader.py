@@ -40,12 +40,16 @@ class TokenCache:
 
     Attributes:
         metadata: Every metadata key; JSON values decoded.
+        name: The file's name, or the item's key in a dataset.
         streams: Streams with tokens, of ``video`` and ``audio``.
     """
 
-    def __init__(self, file: CacheFile, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, file: CacheFile, metadata: Mapping[str, Any], name: str | None = None
+    ) -> None:
         self._file = file
         self.metadata = metadata
+        self.name = file.path.name if name is None else name
         self.streams = streams_of(file)
 
     @classmethod
@@ -56,18 +60,20 @@ class TokenCache:
         expect: Mapping[str, object] | None = None,
         pread: Pread = os.pread,
         window: tuple[int, int] | None = None,
+        name: str | None = None,
     ) -> TokenCache:
         """Open and check a cache; see :func:`open_cache`.
 
         Args:
             window: First byte and number of bytes of a cache that lies in a larger file.
+            name: What it is called there.
         """
         with error_context(str(path)):
             file = CacheFile(path, pread, window)
             try:
                 check_version(file.header.metadata)
                 metadata = parse_metadata(file.header.metadata)
-                cache = cls(file, metadata)
+                cache = cls(file, metadata, name)
                 for problem in structure_problems(file, metadata):
                     raise problem_error(problem)
                 for problem in cheap_problems(file, metadata, cache.streams):
@@ -98,7 +104,7 @@ class TokenCache:
     def __repr__(self) -> str:
         """Show the name and the tokens of each stream."""
         counts = ", ".join(f"{self.num_tokens(s)} {s}" for s in self.streams)
-        return f"TokenCache({self._file.path.name!r}, {self.domain}, {counts})"
+        return f"TokenCache({self.name!r}, {self.domain}, {counts})"
 
     @property
     def info(self) -> Mapping[str, Any]:
