@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from tokpipe.cache import open_cache
 from tokpipe.cache._item import Place, Want, read_rows
 from tokpipe.cache.pack import pack
-from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, CacheVersion
+from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, CacheVersion, StreamMissing
 from tokpipe.testing.caches import write_features
 from tokpipe.torch import (
+    PackCollator,
     PadCollator,
     Sample,
     TokenCacheDataset,
@@ -168,8 +169,8 @@ def test_samples_may_be_written_to(data: Path) -> None:
         ({"streams": ["text"]}, CacheError, "unknown streams"),
         ({"streams": []}, CacheError, "unknown streams"),
         ({"columns": ["tokns"]}, CacheError, "no column `tokns`"),
-        ({"verify": "never"}, CacheError, "unknown choice"),
-        ({"on_error": "replace"}, CacheError, "unknown choice"),
+        ({"verify": "never"}, CacheError, "verify='never' is no choice"),
+        ({"on_error": "foo"}, CacheError, "on_error='foo' is no choice"),
     ],
 )
 def test_options_that_cannot_be(data: Path, options: Any, error: Any, text: str) -> None:
@@ -177,6 +178,72 @@ def test_options_that_cannot_be(data: Path, options: Any, error: Any, text: str)
         TokenCacheDataset(data, **options)
     with pytest.raises(error, match=text):
         TokenCacheStream(data, **options)
+
+
+def test_a_wrong_choice_names_the_right_ones(data: Path) -> None:
+    wrong: Any = {"on_error": "foo"}
+    with pytest.raises(CacheError) as refused:
+        TokenCacheDataset(data, **wrong)
+    assert refused.value.hint == "one of: raise, skip"
+
+
+# Items without a stream.
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Items a and b have sound alone, c has pictures alone."""
+    write_features(tmp_path / f"a{END}", seed=1, video=0, audio=6, dtype="BF16")
+    write_features(tmp_path / f"b{END}", seed=2, video=0, audio=12, dtype="BF16")
+    write_features(tmp_path / f"c{END}", seed=3, video=24, dtype="BF16")
+    return tmp_path
+
+
+def test_a_stream_that_is_not_there_is_named(uneven: Path) -> None:
+    sample = TokenCacheDataset(uneven)["a"]
+    with pytest.raises(StreamMissing, match="item `a` has no video, it holds: audio") as missing:
+        _ = sample["video"]
+    assert isinstance(missing.value, KeyError) and "in sample.streams" in (missing.value.hint or "")
+    with pytest.raises(StreamMissing, match="item `a` has none of the streams"):
+        _ = TokenCacheDataset(uneven, streams="video")["a"].tokens
+
+
+def test_every_batch_has_the_same_tensors(uneven: Path) -> None:
+    columns = ("at", "pts", "cell", "kind", "rank")
+    for options in ({}, {"dtype": torch.float32}, {"budget": 5}):
+        found = TokenCacheDataset(uneven, columns=columns, **options)
+        for collate in (PadCollator(multiple=4), PackCollator()):
+            both, one, other = (collate([found[k] for k in keys]) for keys in ("ac", "ab", "c"))
+            for batch in (one, other):
+                assert list(batch) == list(both)
+                for name in set(both) - {"keys", "video.max_seqlen", "audio.max_seqlen"}:
+                    assert batch[name].dtype == both[name].dtype, name
+                    rest = 2 if isinstance(collate, PadCollator) else 1
+                    assert batch[name].shape[rest:] == both[name].shape[rest:], name
+        padded = PadCollator()([found["a"], found["b"]])
+        assert padded["video.tokens"].shape == (2, 0, 8) and padded["video.mask"].shape == (2, 0)
+        assert padded["video.length"].tolist() == [0, 0]
+        packed = PackCollator()([found["a"], found["b"]])
+        assert packed["video.tokens"].shape == (0, 8) and packed["video.max_seqlen"] == 0
+        assert packed["video.cu_seqlens"].tolist() == [0, 0, 0]
+    loader = DataLoader(TokenCacheDataset(uneven), num_workers=1, collate_fn=PadCollator())
+    assert len({tuple(batch) for batch in loader}) == 1
+
+
+def test_columns_that_only_the_signal_has(uneven: Path) -> None:
+    found = TokenCacheDataset(uneven, columns=("at", "atlas_box", "clip_offset", "deepstack_1"))
+    assert list(found["a"].absent["video"].columns) == ["at"]
+    # Pictures of two widths have no shape that a batch without any could show.
+    (uneven / "wide").mkdir()
+    write_features(uneven / "wide" / f"d{END}", seed=4, width=16, audio=6, dtype="BF16")
+    mixed = TokenCacheDataset(open_dataset(uneven, mixed=True))
+    assert mixed["a"].absent == {}
+
+
+def test_samples_are_shown_by_their_shapes(uneven: Path) -> None:
+    sample = TokenCacheDataset(uneven, columns=("at", "rank"))["c"]
+    assert repr(sample) == "Sample('c', 2, video [24, 8] bfloat16)"
+    assert repr(sample["video"]) == "Tokens([24, 8] bfloat16, at, rank)"
 
 
 def test_a_slice_reads_a_small_part(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TokpipeError                      message, hint, where, code
 ├── OutputExists (FileExistsError)
 ├── CacheError
 │   ├── CacheCorrupt              an invariant of the format page is broken
+│   ├── StreamMissing (KeyError)  an item without the video or the audio asked for
 │   └── CacheVersion              written by a newer format
 ├── ResourceError                 memory, disk, device; what was tried
 └── MissingExtra (ImportError)    an optional dependency, with its install line
@@ -159,6 +160,12 @@ class CacheCorrupt(CacheError):
     """An invariant of the format page does not hold."""
 
     code = "cache.corrupt"
+
+
+class StreamMissing(CacheError, KeyError):
+    """An item has no tokens of the stream that is asked for."""
+
+    code = "dataset.stream"
 
 
 class CacheVersion(CacheError):

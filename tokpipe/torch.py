@@ -6,6 +6,9 @@ from tokpipe.torch import PadCollator, TokenCacheDataset
 caches = TokenCacheDataset("talks-dataset", budget=1024)
 loader = torch.utils.data.DataLoader(caches, batch_size=8, num_workers=2, collate_fn=PadCollator())
 ```
+
+Samples are tensors. What takes a cache, such as ``tokpipe.to_model_inputs``, takes an item as
+``tokpipe.load("talks-dataset").open(key)``.
 """
 
 from __future__ import annotations

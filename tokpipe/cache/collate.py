@@ -16,8 +16,19 @@ from tokpipe.errors import CacheError
 Side = Literal["right", "left"]
 
 
-def _streams(samples: Sequence[Sample]) -> list[str]:
-    return [s for s in STREAMS if any(s in sample.streams for sample in samples)]
+def _streams(samples: Sequence[Sample]) -> dict[str, list[Tokens | None]]:
+    """Rows of every item by stream, None where an item lacks it.
+
+    A stream that no item of the batch has, but the dataset, is there without rows.
+    """
+    out: dict[str, list[Tokens | None]] = {}
+    for stream in STREAMS:
+        rows = [sample.streams.get(stream) for sample in samples]
+        if all(r is None for r in rows):
+            rows = [sample.absent.get(stream) for sample in samples]
+        if any(r is not None for r in rows):
+            out[stream] = rows
+    return out
 
 
 def read_samples(found: Sequence[Any]) -> list[Sample]:
@@ -44,7 +55,9 @@ class PadCollator:
 
     The batch is a dict: ``keys`` (list), ``index`` int64 [B], and for each stream S ``S.tokens``
     [B, L, D], ``S.mask`` bool [B, L] (True is a token), ``S.length`` int64 [B], and ``S.COLUMN``
-    [B, L, ...] of every column that was read. An item without the stream has length 0.
+    [B, L, ...] of every column that was read. An item without the stream has length 0; a batch of
+    such items has L = 0, so that every batch of a dataset has the same tensors (but a stream of
+    several widths, in a mixed dataset, is left out there).
 
     Args:
         side: Where the padding goes: ``right`` for training, ``left`` for generation.
@@ -64,8 +77,7 @@ class PadCollator:
         """Make a batch."""
         samples = read_samples(found)
         out = _names(samples)
-        for stream in _streams(samples):
-            rows = [sample.streams.get(stream) for sample in samples]
+        for stream, rows in _streams(samples).items():
             counts = [0 if r is None else len(r) for r in rows]
             room = -(-max(counts) // self.multiple) * self.multiple
             for name in _columns(rows):
@@ -95,15 +107,15 @@ class PackCollator:
 
     The batch is a dict: ``keys`` (list), ``index`` int64 [B], and for each stream S ``S.tokens``
     [N, D], ``S.cu_seqlens`` int32 [B+1] (item i has rows ``cu_seqlens[i]`` to ``cu_seqlens[i+1]``),
-    ``S.max_seqlen`` (int) and ``S.COLUMN`` [N, ...] of every column that was read.
+    ``S.max_seqlen`` (int) and ``S.COLUMN`` [N, ...] of every column that was read. Items without
+    the stream have no rows, as for :class:`PadCollator`.
     """
 
     def __call__(self, found: Sequence[Sample | None]) -> dict[str, Any]:
         """Make a batch."""
         samples = read_samples(found)
         out = _names(samples)
-        for stream in _streams(samples):
-            rows = [sample.streams.get(stream) for sample in samples]
+        for stream, rows in _streams(samples).items():
             counts = torch.tensor([0, *(0 if r is None else len(r) for r in rows)])
             for name in _columns(rows):
                 parts = [_column(r, name) for r in rows if r is not None]

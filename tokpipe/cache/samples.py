@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from tokpipe.cache._absent import FEATURES, rowless
 from tokpipe.cache._item import (
     Bytes,
     Files,
@@ -30,7 +31,7 @@ from tokpipe.cache._mapping import Buffers, Source, at_hand, mapped
 from tokpipe.cache.dataset import CacheDataset
 from tokpipe.cache.format import STREAMS
 from tokpipe.cache.verify import verify
-from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, TokpipeError
+from tokpipe.errors import BudgetError, CacheCorrupt, CacheError, StreamMissing, TokpipeError
 
 Verify = Literal["open", "first-touch"]
 OnError = Literal["raise", "skip"]
@@ -44,7 +45,7 @@ def shared_numbers(count: int) -> Tensor:
     return made
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Tokens:
     """Rows of one stream, in order of time.
 
@@ -63,13 +64,18 @@ class Tokens:
         """Return N."""
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        """Show shape, dtype and the names of the columns."""
+        columns = "".join(f", {name}" for name in self.columns)
+        return f"Tokens({_shape(self)}{columns})"
+
     @property
     def at(self) -> Tensor:
         """float64 [N] seconds."""
         return self.columns["at"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Sample:
     """One item.
 
@@ -77,14 +83,31 @@ class Sample:
         key: Its name.
         index: Its number in the dataset.
         streams: ``video`` and ``audio`` as far as the item has them.
+        absent: Those it lacks and other items have: no rows, but their widths and columns, by
+            which collators give every batch the same tensors.
     """
 
     key: str
     index: int
     streams: dict[str, Tokens]
+    absent: dict[str, Tokens] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Show key, number and the shape of each stream."""
+        held = "".join(f", {name} {_shape(rows)}" for name, rows in self.streams.items())
+        return f"Sample({self.key!r}, {self.index}{held})"
 
     def __getitem__(self, stream: str) -> Tokens:
-        """The rows of one stream."""
+        """The rows of one stream.
+
+        Raises:
+            StreamMissing: The item does not have it; also a ``KeyError``.
+        """
+        if stream not in self.streams:
+            raise StreamMissing(
+                f"item `{self.key}` has no {stream}, it holds: {', '.join(self.streams) or 'none'}",
+                hint=f"ask `{stream!r} in sample.streams`; collators give such an item no rows",
+            )
         return self.streams[stream]
 
     @property
@@ -97,12 +120,18 @@ class Sample:
         """The rows of the only stream.
 
         Raises:
-            CacheError: The item has several streams.
+            CacheError: The item has several streams, or none.
         """
+        if not self.streams:
+            raise StreamMissing(f"item `{self.key}` has none of the streams that are read")
         if len(self.streams) != 1:
             raise CacheError(f"item `{self.key}` has {len(self.streams)} streams",
                              code="dataset.stream", hint="name one: sample['video']")  # fmt: skip
         return next(iter(self.streams.values()))
+
+
+def _shape(rows: Tokens) -> str:
+    return f"{list(rows.tokens.shape)} {str(rows.tokens.dtype).removeprefix('torch.')}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,6 +159,7 @@ class Reading:
     _files: Files = field(default_factory=Files)
     _buffers: Buffers = field(default_factory=Buffers)
     _touched: set[int] = field(default_factory=set)
+    _absent: dict[str, Tokens] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -146,12 +176,15 @@ class Reading:
         if (column := first_problem(want.columns)) is not None:
             raise CacheError(f"rows have no column `{column}`", code="dataset.column",
                              hint="see the table of docs/format.md")  # fmt: skip
-        if self.verify not in ("open", "first-touch") or self.on_error not in ("raise", "skip"):
-            raise CacheError(f"unknown choice {self.verify!r} or {self.on_error!r}",
-                             code="dataset.choice")  # fmt: skip
+        for name, allowed in (("verify", get_args(Verify)), ("on_error", get_args(OnError))):
+            if (given := getattr(self, name)) not in allowed:
+                raise CacheError(f"{name}={given!r} is no choice", code="dataset.choice",
+                                 hint=f"one of: {', '.join(allowed)}")  # fmt: skip
         if self.data.info.domains == ["signal"]:
             # Descriptors are a small part of such files; pictures and sound are most of them.
             self.want = replace(want, whole=False)
+        made = rowless(self.data, want.streams, want.columns, self.dtype)
+        self._absent = {s: Tokens(columns.pop("tokens"), columns) for s, columns in made.items()}
 
     def many(self, items: Sequence[int]) -> list[Any]:
         """Read several items; the place of a skipped one holds None."""
@@ -180,7 +213,8 @@ class Reading:
             raise type(error)(f"item `{key}` cannot be read: {error.message}", where=place.path,
                               hint=error.hint or "tokpipe dataset verify names all such items",
                               code=error.code) from error  # fmt: skip
-        sample = Sample(key, item, streams)
+        absent = {s: rows for s, rows in self._absent.items() if s not in streams}
+        sample = Sample(key, item, streams, absent)
         return sample if self.transform is None else self.transform(sample)
 
     def _read(self, item: int, place: Place, want: Want, alone: bool) -> dict[str, Tokens]:
@@ -247,7 +281,7 @@ class Reading:
                     check_times(stream, array)
                 columns[name] = _copied(array)
                 continue
-            dtype = _FEATURES[spot.dtype]
+            dtype = FEATURES[spot.dtype]
             source = Source(item.path, item.offset + spot.start, dtype, spot.shape)
             if held is None:
                 columns[name] = mapped(source, self._files)
@@ -264,7 +298,7 @@ class Reading:
 
     def _tokens(self, raw: RawStream) -> Tokens:
         return self._cast({
-            name: _copied(array).view(_FEATURES[raw.dtype]) if _is_feature(name)
+            name: _copied(array).view(FEATURES[raw.dtype]) if _is_feature(name)
             else _copied(array) for name, array in raw.columns.items()
         })  # fmt: skip
 
@@ -273,9 +307,6 @@ class Reading:
             for name in filter(_is_feature, columns):
                 columns[name] = columns[name].to(self.dtype)
         return Tokens(columns.pop("tokens"), columns)
-
-
-_FEATURES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def _is_feature(name: str) -> bool:
