@@ -12,6 +12,7 @@ from PIL import Image
 
 from tokpipe import registry
 from tokpipe.cache.reader import open_cache
+from tokpipe.testing.caches import write_features
 from tokpipe.testing.odd_media import odd_file
 from tokpipe_cli.complete import operator_names, recipe_names
 
@@ -111,6 +112,16 @@ def test_inspect_json_holds_the_contract(run: Any, cache: Path) -> None:
     assert sum(f["cells"] for f in found["frames"]) == found["tokens"]["video"]
     assert all(a < b for a, b in found["segments"] + found["speech"])
     assert found["provenance"]["source"]["name"] == "clip.mp4"
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32")]
+)
+def test_inspect_tells_the_stored_dtype(stored: str, name: str, run: Any, tmp_path: Path) -> None:
+    path = write_features(tmp_path / f"a{END}", dtype=stored)
+    found = json.loads(run("inspect", path, "--json").stdout)
+    assert found["streams"]["video"]["dtype"] == name
+    assert f"D 8 {name}" in run("inspect", path).stdout
 
 
 def test_inspect_takes_a_stretch(run: Any, cache: Path) -> None:

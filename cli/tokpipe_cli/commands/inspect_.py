@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Frames and segments a human table lists before it says how many more there are.
 _LISTED = 12
+#: Dtypes of features as they are stored.
+_DTYPES = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
 
 
 def inspect(
@@ -65,10 +67,11 @@ def _describe(cache: TokenCache, at: float | None, stop: float | None) -> dict[s
     streams = {}
     for name in cache.streams:
         low, high = cache.rows(name, at, stop)
-        info = cache.column(f"{name}.tokens", 0, 0)
+        info = cache.tensor_info(f"{name}.tokens")
         times = cache.column(f"{name}.pts", low, high)
         streams[name] = {
-            "tokens": high - low, "dim": int(info.shape[1]), "dtype": str(info.dtype),
+            "tokens": high - low, "dim": int(info.shape[1]),
+            "dtype": _DTYPES.get(info.dtype, info.dtype),
             "start": float(times[:, 0].min()) if len(times) else None,
             "stop": float(times[:, 1].max()) if len(times) else None,
         }  # fmt: skip
