@@ -350,6 +350,15 @@ def test_stats_of_both_forms_agree(root: Path, caches: Path) -> None:
     json.dumps(packed.to_dict())
 
 
+def test_items_without_sound_are_no_other_encoder(tmp_path: Path) -> None:
+    """Sound of another dtype than the pictures, which only some items have."""
+    dtype = {"video": "F16", "audio": "F32"}
+    write_features(tmp_path / f"a{END}", audio=6, dtype=dtype)
+    write_features(tmp_path / f"b{END}", seed=1, dtype=dtype)
+    found = dataset_stats(tmp_path)
+    assert found.dtypes == {"F16": 1, "F16+F32": 1} and found.alike
+
+
 def test_stats_tell_what_differs(caches: Path) -> None:
     write_features(caches / f"z{END}", encoder="other", dtype="BF16", width=16,
                    source={"name": "z", "size": 1, "duration": 4000.0})  # fmt: skip

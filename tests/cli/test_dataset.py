@@ -168,13 +168,27 @@ def test_stats_for_people_and_programs(
     lines = run("dataset", "stats", packed).stdout.splitlines()
     assert lines[0].startswith("5 items  3 shards  ")
     assert lines[1] == "video: 240 tokens  hand (pre_projector, sha256:ab, 8 F16)"
-    assert lines[3] == "tokens an item: 54 to 54, half of them above 54"
+    assert lines[3] == "tokens an item: 54 to 54, median 54"
     assert lines[4] == "one encoder and dtype a stream: 5 F16; 1 recipe"
     assert lines[5] == "durations, 0:15 in all:" and lines[6].endswith("#" * 40)
     stats, summary = events(run("dataset", "stats", folder, "--json"))
     assert stats["event"] == "stats" and summary["done"] == 1
     assert stats["tokens"] == {"video": 240, "audio": 30} and stats["alike"] is True
     assert stats["durations"] == [[0.0, 10.0, 5]]
+
+
+def test_stats_name_shards_that_are_not_whole(run: Any, packed: Path, events: Any) -> None:
+    first, second, _ = sorted((packed / "shards").glob("*.tar"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-600])
+    result = run("dataset", "stats", packed)
+    assert result.exit_code == 1
+    missing, cut = result.stdout.splitlines()[1:3]
+    assert missing.startswith(f"shard {first.name}: `{first.name}` is missing; its items")
+    assert cut.startswith(f"shard {second.name}: ") and "not the index of a tar of" in cut
+    stats, summary = events(run("dataset", "stats", packed, "--json"))
+    assert [name for name, _ in stats["broken"]] == [first.name, second.name]
+    assert summary["failed"] == 1
 
 
 def test_a_dataset_is_no_cache(run: Any, folder: Path, packed: Path, two_lines: Any) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tokpipe.cache._shard_files import SHARDS, committed, read_idx
 from tokpipe.cache.dataset import CacheDataset, open_dataset
 from tokpipe.cache.dataset_info import encoder_name
 from tokpipe.cache.format import STREAMS
 from tokpipe.cache.pack import read_errors
+from tokpipe.errors import CacheError
 
 #: Edges in seconds of the classes of the histogram of durations.
 EDGES = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
@@ -27,10 +30,13 @@ class DatasetStats:
         packed: It is a packed dataset.
         items, shards, bytes: Items that count, committed shards, bytes of the items.
         unreadable: Loose files that cannot be read, or inputs listed in ``errors/``.
+        broken: (shard, why) of committed shards that are missing, or of another size than was
+            written; their items are counted by the index alone.
         tokens: By stream.
         encoders: By stream, names of the encoders.
         recipes: How many recipes made the items, 0 unknown.
-        dtypes, widths: Items by dtype of their tokens, and by stream and width.
+        dtypes, widths: Items by dtype of their tokens (``F16+F32`` where streams differ), and by
+            stream and width.
         per_item: Least, median and most tokens of an item, streams together.
         seconds: Sum of the known durations.
         durations: (from, to, items) of each class in seconds; the last has no end; of unknown
@@ -43,6 +49,7 @@ class DatasetStats:
     shards: int
     bytes: int
     unreadable: int
+    broken: tuple[tuple[str, str], ...]
     tokens: dict[str, int]
     encoders: dict[str, list[str]]
     recipes: int
@@ -54,8 +61,9 @@ class DatasetStats:
 
     @property
     def alike(self) -> bool:
-        """One encoder and one dtype in each stream."""
-        return all(len(names) == 1 for names in self.encoders.values()) and len(self.dtypes) <= 1
+        """One encoder and one dtype in each stream, whether items have it or not."""
+        # An encoder is named with its dtype.
+        return all(len(names) == 1 for names in self.encoders.values())
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -80,13 +88,23 @@ def dataset_stats(path: str | os.PathLike[str] | CacheDataset) -> DatasetStats:
     return DatasetStats(
         path=str(data.root), packed=data.packed, items=len(data) - len(data.problems),
         shards=len(set(data.shards)) if data.packed else 0,
-        bytes=int(data.sizes[data.sizes > 0].sum()), unreadable=failed, tokens=tokens,
+        bytes=int(data.sizes[data.sizes > 0].sum()), unreadable=failed,
+        broken=tuple(_broken(data)) if data.packed else (), tokens=tokens,
         encoders={s: [encoder_name(e) for e in data.info.streams.get(s, [])] for s in tokens},
         recipes=len(data.info.recipes) if data.packed else 0,
         dtypes=dict(sorted(Counter(filter(None, data.dtypes.tolist())).items())),
         widths={s: _widths(data, s) for s in tokens}, per_item=per_item,
         seconds=float(known.sum()), durations=_histogram(data),
     )  # fmt: skip
+
+
+def _broken(data: CacheDataset) -> Iterator[tuple[str, str]]:
+    for stem, _, _ in committed(data.root):
+        shard = data.root / SHARDS / f"{stem}.tar"
+        try:
+            read_idx(shard)
+        except CacheError as error:
+            yield shard.name, error.message
 
 
 def _widths(data: CacheDataset, stream: str) -> dict[str, int]:

@@ -42,7 +42,7 @@ def write_features(
     audio: int = 0,
     width: int = 8,
     steps: int = 6,
-    dtype: str = "F16",
+    dtype: str | Mapping[str, str] = "F16",
     recipe: str = "a",
     encoder: str = "hand",
     shift: float = 0.0,
@@ -56,7 +56,7 @@ def write_features(
         video, audio: Tokens of each stream, multiples of ``steps``; 0 leaves a stream out.
         width: D of the video; audio has half of it.
         steps: Pictures, half a second apart.
-        dtype: Of the features.
+        dtype: Of the features, of all or by stream.
         recipe: One letter; caches of another letter have another recipe.
         encoder: Name of the encoder on record.
         shift: Added to the features.

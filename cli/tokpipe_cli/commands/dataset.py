@@ -202,7 +202,10 @@ def _problems(found: Checked, screen: Screen) -> None:
 def stats_(
     dataset: Folder, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
 ) -> None:
-    """Count items, tokens, bytes and durations; say if encoders and dtypes are alike."""
+    """Count items, tokens, bytes and durations; say if encoders and dtypes are alike.
+
+    Exit code 1 where a shard is missing or cut short.
+    """
     screen = Screen(json=as_json, quiet=quiet, debug=debug)
     if not dataset.exists():
         raise UsageProblem(f"no such folder `{dataset}`", hint="name a dataset or a folder")
@@ -212,20 +215,23 @@ def stats_(
     found = dataset_stats(dataset)
     if as_json:
         emit("stats", **found.to_dict())
-        emit("summary", **summarise(["done"]))
-        return
-    _show(found, screen)
+        emit("summary", **summarise(["failed" if found.broken else "done"]))
+    else:
+        _show(found, screen)
+    raise typer.Exit(1 if found.broken else 0)
 
 
 def _show(found: DatasetStats, screen: Screen) -> None:
     form = plural(found.shards, "shard") if found.packed else "loose files"
     bad = f"{found.unreadable} cannot be read" if found.unreadable else ""
     screen.say(joined([plural(found.items, "item"), form, size(found.bytes), bad]), style="bold")
+    for shard, why in found.broken:
+        screen.say(f"shard {shard}: {why}; its items are counted, but cannot be read", style="red")
     for stream, count in found.tokens.items():
         names = "; ".join(found.encoders[stream]) or "?"
         screen.say(f"{stream}: {plural(count, 'token')}  {names}")
     least, middle, most = found.per_item
-    screen.say(f"tokens an item: {least:,} to {most:,}, half of them above {middle:,}")
+    screen.say(f"tokens an item: {least:,} to {most:,}, median {middle:,}")
     dtypes = ", ".join(f"{n} {name}" for name, n in found.dtypes.items())
     alike = "one encoder and dtype a stream" if found.alike else "encoders or dtypes differ"
     recipes = f"; {plural(found.recipes, 'recipe')}" if found.recipes else ""
