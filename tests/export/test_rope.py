@@ -80,6 +80,21 @@ def test_uneven_times_give_each_picture_its_own_position() -> None:
     assert time_ticks(times[:0], 2).tolist() == [] and time_ticks(times[2:3], 2).tolist() == [0]
 
 
+def test_even_times_cut_to_milliseconds_do_not_share_a_position() -> None:
+    def ticks(*times: float, per_second: float = 2, version: Version = "vllm") -> list[int]:
+        made: list[int] = time_ticks(torch.tensor(times).double(), per_second, version).tolist()
+        return made
+
+    assert ticks(0.0, 0.5, 0.999) == ticks(0.0, 0.5, 1.0) == [0, 1, 2]
+    assert ticks(0.0, 0.499, 1.0) == ticks(0.034, 0.533, 1.034) == [0, 1, 2]
+    assert ticks(7.0, 8.0, 8.999, version="transformers-4.57") == [0, 2, 4]
+    assert ticks(0.0, 0.04, 0.0797, per_second=25) == [0, 1, 2]
+    # What is even is counted as the consumer does, that cuts 1.998 too.
+    assert ticks(0.0, 0.999, 1.998) == [0, 1, 3]
+    assert ticks(*(n / 3 for n in range(7))) == [0, 0, 1, 2, 2, 3, 4]
+    assert ticks(*(round(n / 3, 3) for n in range(7))) == [0, 0, 1, 2, 2, 3, 4]
+
+
 def test_an_empty_prompt_and_empty_spans_have_no_positions() -> None:
     assert mrope_positions([]).shape == (3, 0)
     found = mrope_positions([Text(0), Text(2), Sound(torch.arange(0)), Text(1)])

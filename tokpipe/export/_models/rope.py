@@ -32,8 +32,10 @@ from torch import Tensor
 
 Version = Literal["transformers-4.57", "transformers-5", "vllm"]
 VERSIONS: tuple[str, ...] = get_args(Version)
-#: Seconds: the coarsest time base of containers. A time short of a tick by less has reached it.
+#: Seconds: the coarsest time base of containers. A time short of a tick by no more has reached it.
 _COARSE = 1e-3
+#: Seconds: steps that differ by no more are one step, and not times cut to a time base.
+_EXACT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,8 @@ def time_ticks(
     """Positions of pictures by their seconds: Qwen2.5-VL, and the Omni models.
 
     Even times give exactly what the consumer counts from its one "seconds per grid". Times that
-    are not even, which no consumer can say, give the position of each picture's own time.
+    are not even, which no consumer can say, give the position of each picture's own time; those cut
+    to a time base of up to 1 ms, a time short of a tick by no more counts as having reached it.
 
     Args:
         times: float64 [T] seconds, rising.
@@ -199,15 +202,19 @@ def time_ticks(
     origin = times[:1] if start is None else torch.tensor([start], dtype=torch.float64)
     count, passed = len(times), times - origin
     step = float(passed[-1] - passed[0]) / max(count - 1, 1) if count else 0.0
-    even = count > 0 and bool((passed - torch.arange(count) * step).abs().max() < _COARSE / 2)
+    off = float((passed - torch.arange(count) * step).abs().max()) if count else 0.0
+    even = off < _COARSE / 2
+    slack = 0.0 if off < _EXACT else _COARSE + _EXACT
     if even and version == "transformers-4.57":
-        return torch.arange(count) * int(step) * int(per_second)
+        return torch.arange(count) * int(step + slack) * int(per_second)
     # Single precision, in which the models multiply.
     ticks = torch.arange(count) * (step * per_second) if even else (passed * per_second).float()
     if not whole:
         return ticks.float()
-    if not even:
-        ticks = torch.floor((passed + _COARSE) * per_second)
+    if slack:
+        # A picture of the next tick whose time was cut would share that of the one before.
+        seconds = torch.arange(count).double() * step if even else passed
+        ticks = torch.floor((seconds + slack) * per_second)
     return ticks.long()
 
 
