@@ -19,7 +19,7 @@ from tokpipe.cache.dataset_info import read_info
 from tokpipe.cache.dataset_stats import dataset_stats
 from tokpipe.cache.index_table import index_rows, write_index
 from tokpipe.cache.pack import Packed, name_key, pack, read_keys
-from tokpipe.errors import CacheError, CacheVersion, MissingExtra, RecipeError
+from tokpipe.errors import CacheError, CacheVersion, MissingExtra, OutputExists, RecipeError
 from tokpipe.testing.caches import write_features
 
 END = ".tokpipe.safetensors"
@@ -196,6 +196,22 @@ def test_pack_without_pyarrow_names_the_extra(
 def test_packing_into_the_packed_folder(caches: Path) -> None:
     assert pack(caches, caches / "ds").count("done") == 12
     assert pack(caches, caches / "ds").count("skipped") == 12
+
+
+def test_a_folder_with_other_files_is_not_filled(caches: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("my own")
+    for target, held in ((mine, "such as `thesis.txt`"), (caches, "other files")):
+        with pytest.raises(OutputExists, match=held):
+            pack(caches, target)
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+    with pytest.raises(OutputExists, match="is a file"):
+        pack(caches, mine / "thesis.txt")
+    # What a run left that was killed before it named the dataset, and hidden files, are no others.
+    (mine / "thesis.txt").rename(mine / ".hidden")
+    (mine / "shards").mkdir()
+    assert pack(caches, mine).count("done") == 12
 
 
 # Read.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tokpipe.cache._shard_files import SHARDS, committed
+from tokpipe.cache._shard_files import INDEX, SHARDS, committed, names_in
 from tokpipe.cache.dataset_info import Alike, DatasetInfo, KeyRule, is_dataset, read_info
 from tokpipe.cache.format import SUFFIX
 from tokpipe.cache.index_table import (
@@ -31,6 +31,9 @@ from tokpipe.errors import CacheCorrupt, CacheError, OutputExists, TokpipeError
 __all__ = ["Packed", "PackedItem", "find_below", "name_key", "pack"]
 
 Status = Literal["done", "skipped", "failed"]
+_ERRORS = "errors"
+#: Folders of a dataset.
+_PARTS = (SHARDS, INDEX, _ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def pack(
 
     Raises:
         RecipeError: Different encoders or recipes, both named; nothing was written.
+        OutputExists: The dataset's folder is there and holds what is no dataset's.
         CacheError: The folder is no folder, the dataset is another process's, or was made with
             another key rule.
         MissingExtra: pyarrow is not installed.
@@ -138,6 +142,7 @@ def pack(
     if not source.is_dir():
         raise CacheError(f"`{source}` is no folder", code="dataset.folder",
                          hint="name the folder that holds the caches")  # fmt: skip
+    _refuse_foreign(target)
     paths = [p for p in find_below(source) if target.resolve() not in p.resolve().parents]
     run = _Run(Packed(target), _Errors(target, prefix), len(paths), seen)
     if not paths:
@@ -158,6 +163,17 @@ def pack(
             run.errors.close()
     run.packed.shards, run.packed.warnings = len(committed(target)), writer.warnings
     return run.packed
+
+
+def _refuse_foreign(target: Path) -> None:
+    """A folder with files of others is not filled; one that a killed run began is."""
+    if is_dataset(target):
+        return
+    odd = [n for n in names_in(target) if n not in _PARTS and not n.startswith(".")]
+    if odd or (target.exists() and not target.is_dir()):
+        held = f"holds other files, such as `{odd[0]}`" if odd else "is a file"
+        raise OutputExists(f"`{target}` {held}", code="dataset.folder",
+                           hint="name a new folder, or a dataset to add to")  # fmt: skip
 
 
 def _info(target: Path, key: KeyRule, shard_size: int, mixed: bool) -> DatasetInfo:
@@ -290,7 +306,7 @@ class _Errors:
     """``errors/PREFIX.jsonl``: inputs that failed and still do, one line each."""
 
     def __init__(self, root: Path, prefix: str) -> None:
-        self.path = root / "errors" / f"{prefix}.jsonl"
+        self.path = root / _ERRORS / f"{prefix}.jsonl"
         self.known = dict(_lines(self.path))
         self._before = dict(self.known)
 
@@ -352,5 +368,5 @@ def read_keys(path: Path) -> dict[str, str]:
 
 def read_errors(root: Path) -> Iterable[dict[str, Any]]:
     """Failed inputs of every writer of a dataset."""
-    for path in sorted((root / "errors").glob("*.jsonl")):
+    for path in sorted((root / _ERRORS).glob("*.jsonl")):
         yield from (found for _, found in _lines(path))
