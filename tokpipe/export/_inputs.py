@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import BinaryIO, Self, overload
 
+from tokpipe.cache._tar import BLOCK, padded, read_header
 from tokpipe.cache.dataset import CacheDataset, open_dataset
 from tokpipe.cache.dataset_info import is_dataset
-from tokpipe.errors import CacheError
+from tokpipe.errors import CacheCorrupt, CacheError
 
 SUFFIX = ".tokpipe.safetensors"
 _BLOCK = 1 << 24
@@ -21,7 +24,7 @@ class CacheFiles(Sequence[Path]):
     """Paths of caches; an item of a dataset is copied out when its path is asked for.
 
     Of every dataset one item lies on the disk at a time, so that an export of any number of them
-    needs no more room. Use as a context manager.
+    needs no more room. Its digest is compared as it is copied. Use as a context manager.
 
     Attributes:
         names: What each is called: its path, or its key below the dataset.
@@ -87,15 +90,42 @@ class CacheFiles(Sequence[Path]):
             self._last[2].unlink(missing_ok=True)
         path = Path(self._folder.name) / f"{dataset.key(number)}{SUFFIX}"
         self._last = (dataset, number, path)
-        shard, (start, size) = dataset.window(number)
+        shard, window = dataset.window(number)
         try:
             with shard.open("rb") as source, path.open("wb") as target:
-                source.seek(start)
-                while size > 0 and (block := source.read(min(size, _BLOCK))):
-                    size -= target.write(block)
+                digest = _copy(source, target, *window)
+                told = _told(source, sum(window))
         except FileNotFoundError as error:
             raise CacheError(
                 f"the shard `{shard.name}` is gone", where=os.fspath(dataset.root),
                 hint="tokpipe dataset verify says what is missing", code="dataset.shard",
             ) from error  # fmt: skip
+        if digest != told:
+            self._last = None
+            path.unlink()
+            raise CacheCorrupt(
+                f"item `{dataset.key(number)}`: its bytes differ from the digest beside them",
+                where=os.fspath(dataset.root), code="dataset.digest",
+                hint="tokpipe dataset verify --deep names all such items",
+            )  # fmt: skip
         return path
+
+
+def _copy(source: BinaryIO, target: BinaryIO, start: int, size: int) -> str:
+    """Copy a range of bytes, and give their SHA-256 in hex."""
+    running = hashlib.sha256()
+    source.seek(start)
+    while size > 0 and (block := source.read(min(size, _BLOCK))):
+        running.update(block)
+        size -= target.write(block)
+    return running.hexdigest()
+
+
+def _told(source: BinaryIO, end: int) -> str | None:
+    """The digest that the JSON behind a cache gives it, which needs no index; None unreadable."""
+    try:
+        source.seek(padded(end))
+        _, size = read_header(source.read(BLOCK))
+        return str(json.loads(source.read(size))["sha256"])
+    except (CacheCorrupt, ValueError, LookupError, TypeError):
+        return None
