@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+import tokpipe
 from tokpipe.cache.pack import pack
-from tokpipe.errors import CacheError, ModelError
+from tokpipe.encode._weights import part_digest
+from tokpipe.errors import CacheError, ModelError, WeightsMismatch
 from tokpipe.testing.caches import write_features
 from tokpipe.torch import (
     PromptDataset,
@@ -31,6 +34,8 @@ pytest.importorskip("pyarrow", reason="packing needs pyarrow")
 
 ROOT = Path(__file__).parents[2]
 END = ".tokpipe.safetensors"
+#: What caches of rows after a projector say of their encoder.
+AFTER: dict[str, Any] = {"encoder.video": {"name": "hand", "stage": "post_projector"}}
 IMAGE, WIDTH, COUNT = 63, 32, 200
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning"),
@@ -58,18 +63,22 @@ def tiny_llava() -> Any:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A dataset, a model and prompts; the answer to each is told by the item's features alone."""
     folder = tmp_path_factory.mktemp("training")
-    (folder / "caches").mkdir()
+    for name in ("caches", "after"):
+        (folder / name).mkdir()
     lines = []
     for number in range(COUNT):
         answer = number % 2
-        write_features(
-            folder / "caches" / f"i{number:03}{END}", seed=number, video=24 + 6 * (number % 3),
-            width=WIDTH, shift=3.0 * answer - 1.5,
-        )  # fmt: skip
+        told: tuple[tuple[str, dict[str, Any]], ...] = (("caches", {}), ("after", AFTER))
+        for name, more in told:
+            write_features(
+                folder / name / f"i{number:03}{END}", seed=number, video=24 + 6 * (number % 3),
+                width=WIDTH, shift=3.0 * answer - 1.5, **more,
+            )  # fmt: skip
         labels = [-100] * 4 + [10 + answer]
         lines.append({"key": f"i{number:03}", "input_ids": [1, IMAGE, 5, 6, 10 + answer],
                       "labels": labels})  # fmt: skip
     pack(folder / "caches", folder / "talks-dataset", key="name")
+    pack(folder / "after", folder / "talks-after", key="name")
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     tiny_llava().save_pretrained(folder / "llava")
     before = Path.cwd()
@@ -88,7 +97,7 @@ def test_the_page_runs_and_the_projector_learns(
 ) -> None:
     page = (ROOT / "docs" / "consumers" / "training.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, "training.md", "exec"), names)
@@ -117,7 +126,8 @@ def test_rows_through_the_hook_are_what_the_model_would_see(
     through.loss.backward()
     assert model.model.multi_modal_projector.linear_1.weight.grad.any()
     handle.remove()
-    made = TrainerCollator(**asked)(data.__getitems__([0, 1, 2]))
+    after = PromptDataset(prompts, TokenCacheDataset("talks-after", dtype=torch.float32))
+    made = TrainerCollator(**asked)(after.__getitems__([0, 1, 2]))
     rows = made["mm_encoder_outputs"]["image"].pooler_output
     made["mm_encoder_outputs"]["image"].pooler_output = [
         model.model.multi_modal_projector(r).detach() for r in rows
@@ -144,7 +154,7 @@ def test_a_trainer_takes_rows_after_the_projector(
             save_strategy="no", logging_steps=4, disable_tqdm=True, use_cpu=True,
         ),
         train_dataset=PromptDataset(
-            prompts, TokenCacheDataset("talks-dataset", dtype=torch.float32)
+            prompts, TokenCacheDataset("talks-after", dtype=torch.float32)
         ),
         data_collator=TrainerCollator(placeholder=IMAGE, pad=0),
     )  # fmt: skip
@@ -155,7 +165,8 @@ def test_a_trainer_takes_rows_after_the_projector(
 
 @pytest.mark.parametrize(("projector", "who"), [(True, "its projector"), (False, "the model")])
 def test_rows_of_another_width_are_refused(tmp_path: Path, projector: bool, who: str) -> None:
-    caches = TokenCacheDataset(write_features(tmp_path / f"a{END}", width=8))
+    more: dict[str, Any] = {} if projector else AFTER
+    caches = TokenCacheDataset(write_features(tmp_path / f"a{END}", width=8, **more))
     batch = TrainerCollator(placeholder=IMAGE, pad=0, rows=True)(
         [PromptDataset([{"index": 0, "input_ids": [1, IMAGE]}], caches)[0]]
     )
@@ -168,7 +179,7 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, projector: bool, who:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_batches_for_a_trainer(place: Path, prompts: list[dict[str, Any]], side: Any) -> None:
-    data = PromptDataset(prompts, TokenCacheDataset("talks-dataset"))
+    data = PromptDataset(prompts, TokenCacheDataset("talks-after"))
     assert len(data) == COUNT and data.lengths()[:3].tolist() == [28, 34, 40]
     collate = TrainerCollator(placeholder=IMAGE, pad=7, side=side)
     batch = collate([data[0], data[2]])
@@ -187,7 +198,7 @@ def test_batches_for_a_trainer(place: Path, prompts: list[dict[str, Any]], side:
 def test_prompts_without_labels_learn_their_text(place: Path) -> None:
     data = PromptDataset(
         [{"index": 1, "input_ids": [1, IMAGE, 5, 2], "more": "kept"}],
-        TokenCacheDataset("talks-dataset"),
+        TokenCacheDataset("talks-after"),
     )
     assert data[0]["more"] == "kept"
     batch = TrainerCollator(placeholder=IMAGE, pad=0)([data[0]])
@@ -195,7 +206,7 @@ def test_prompts_without_labels_learn_their_text(place: Path) -> None:
 
 
 def test_prompts_with_every_placeholder(place: Path) -> None:
-    caches = TokenCacheDataset("talks-dataset")
+    caches = TokenCacheDataset("talks-after")
     collate = TrainerCollator(placeholder=IMAGE, pad=0)
     ready = PromptDataset([{"index": 0, "input_ids": [1, *[IMAGE] * 24, 2]}], caches)
     assert collate([ready[0]])["input_ids"].shape == (1, 26)
@@ -211,7 +222,7 @@ def test_prompts_with_every_placeholder(place: Path) -> None:
 
 def test_skipped_items_leave_the_batch(place: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_features(tmp_path / f"{name}{END}")
+        write_features(tmp_path / f"{name}{END}", **AFTER)
     data = open_dataset(tmp_path)
     (tmp_path / f"a{END}").write_bytes(b"nothing")
     caches = TokenCacheDataset(data, on_error="skip")
@@ -241,8 +252,99 @@ def test_models_that_cannot_take_rows() -> None:
 
 def test_a_projector_that_joins_rows_is_refused(place: Path, prompts: list[dict[str, Any]]) -> None:
     model = tiny_llava().eval()
-    data = PromptDataset(prompts, TokenCacheDataset("talks-dataset"))
+    data = PromptDataset(prompts, TokenCacheDataset("talks-after"))
     batch = TrainerCollator(placeholder=IMAGE, pad=0, rows=True)([data[0]])
     feed_rows(model, projector=lambda rows: rows[::2])
     with pytest.raises(ModelError, match="makes 12 rows of 24"):
         model(**batch)
+
+
+def fed(path: Path, **how: Any) -> dict[str, Any]:
+    """A batch of the one item of a cache."""
+    data = PromptDataset([{"index": 0, "input_ids": [1, IMAGE]}], TokenCacheDataset(path))
+    made: dict[str, Any] = TrainerCollator(placeholder=IMAGE, pad=0, **how)([data[0]])
+    return made
+
+
+def test_rows_of_another_stage_are_refused(tmp_path: Path) -> None:
+    """Of the width that both have, before and after the projector."""
+    before = write_features(tmp_path / f"before{END}", width=WIDTH)
+    after = write_features(tmp_path / f"after{END}", width=WIDTH, **AFTER)
+    model = tiny_llava().eval()
+    handle = feed_rows(model)
+    model(**fed(after, rows=True))
+    with pytest.raises(CacheError, match=r"are pre_projector, Llava\w+ takes post") as caught:
+        model(**fed(before, rows=True))
+    assert caught.value.code == "export.stage" and "projector=True" in str(caught.value.hint)
+    handle.remove()
+    feed_rows(model, projector=True)
+    with pytest.raises(CacheError, match="are post_projector, its projector takes pre"):
+        model(**fed(after, rows=True))
+    with pytest.raises(CacheError, match="takes post_projector"):
+        fed(before)
+
+
+def test_rows_after_a_projector_of_other_weights_are_refused(tmp_path: Path) -> None:
+    """Where the model has its tower; without it nobody can know."""
+    model = tiny_llava().eval()
+    own: dict[str, Any] = {"encoder.video": tokpipe.encoder_facts(model)}
+    other: dict[str, Any] = {
+        "encoder.video": {**tokpipe.encoder_facts(model), "weights": "sha256:" + "0" * 64}
+    }
+    mine = write_features(tmp_path / f"mine{END}", width=WIDTH, **own)
+    theirs = write_features(tmp_path / f"theirs{END}", width=WIDTH, **other)
+    handle = feed_rows(model)
+    model(**fed(mine, rows=True))
+    with pytest.raises(WeightsMismatch, match="other weights") as caught:
+        model(**fed(theirs, rows=True))
+    assert caught.value.code == "export.weights"
+    handle.remove()
+    fed(mine, model=model)
+    with pytest.raises(WeightsMismatch, match="other weights"):
+        fed(theirs, model=model)
+    assert pickle.loads(pickle.dumps(TrainerCollator(placeholder=IMAGE, pad=0, model=model)))
+    fed(theirs, model=model, allow_mismatch=True)
+    feed_rows(model, allow_mismatch=True)
+    model(**fed(theirs, rows=True))
+    bare = tiny_llava().eval()
+    del bare.model.vision_tower
+    feed_rows(bare)
+    bare(**fed(theirs, rows=True))
+
+
+def test_rows_for_the_projector_must_be_of_the_tower(tmp_path: Path) -> None:
+    """Its projector may be another one, and learn meanwhile; its tower may not."""
+    model = tiny_llava().eval()
+    model.save_pretrained(tmp_path / "model")
+    layer = 1  # hidden state -2 of two blocks
+    tower = model.model.vision_tower
+    part = part_digest(getattr(tower, "vision_model", tower), layer, normed=False)
+    facts = {**tokpipe.encoder_facts(model, "pre_projector"), "tower": part, "layer": layer,
+             "final_norm": False}  # fmt: skip
+    told: dict[str, Any] = {"encoder.video": facts}
+    path = write_features(tmp_path / f"mine{END}", width=WIDTH, **told)
+    batch = fed(path, rows=True)
+    changed = [tiny_llava() for _ in range(2)]
+    with torch.no_grad():
+        for p in changed[0].model.multi_modal_projector.parameters():
+            p.add_(1)
+        for p in changed[1].model.vision_tower.parameters():
+            p.add_(1)
+    for good in (model, changed[0]):
+        feed_rows(good, projector=True)
+        good(**batch)
+        with torch.no_grad():  # a step of training
+            next(good.model.multi_modal_projector.parameters()).add_(1)
+        good(**batch)
+    feed_rows(changed[1], projector=True)
+    with pytest.raises(WeightsMismatch, match="other weights"):
+        changed[1](**batch)
+
+
+def test_items_of_a_mixed_dataset_must_all_fit(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_features(tmp_path / "in" / f"a{END}", width=WIDTH, **AFTER)
+    write_features(tmp_path / "in" / f"b{END}", width=WIDTH, seed=1)
+    pack(tmp_path / "in", tmp_path / "mixed", key="name", mixed=True)
+    with pytest.raises(CacheError, match="are pre_projector"):
+        fed(tmp_path / "mixed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from tokpipe.cache._mapping import Rows
 from tokpipe.cache.samples import Sample, Tokens
 from tokpipe.errors import CacheError, MissingExtra, ModelError
+from tokpipe.export._training.fitting import Encoder, check_stage, encoder_of, encoders_of
 
 if TYPE_CHECKING:
     from tokpipe.cache.map_style import TokenCacheDataset
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 #: Argument by which rows travel to a model that :func:`feed_rows` prepared.
 ROWS = "cache_rows"
+#: Argument by which the model learns what made them; a prompt's key for the same.
+MADE = "cache_encoders"
 Modality = Literal["image", "video"]
 #: Ids, labels, and how often the placeholder among them is to be written.
 Text = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]
@@ -42,6 +45,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self, prompts: Sequence[Mapping[str, Any]], caches: TokenCacheDataset
     ) -> None:  # fmt: skip
         self.prompts, self.caches = prompts, caches
+        self._made = encoders_of(caches.data)
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -58,7 +62,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         if type(self) is not PromptDataset:
             for stream in (t for s in samples if s is not None for t in s.streams.values()):
                 stream.source = None  # whoever extends this may change features on their way
-        return [{**p, "sample": s} for p, s in zip(prompts, samples, strict=True)]
+        return [{**p, "sample": s, MADE: self._made} for p, s in zip(prompts, samples, strict=True)]
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """int64 [n] ids of each prompt with its rows, for sampling by length; reads no features."""
@@ -94,7 +98,10 @@ class TrainerCollator:
         modality: Key of ``mm_encoder_outputs``.
         stream: Stream of the items; None where they have one.
         side: Where the padding goes.
-        rows: Give rows as they are.
+        rows: Give rows as they are, to a model that compares them itself.
+        model: The model that batches go to, where ``rows`` is off: rows of other weights than
+            those it has now are refused. It is not kept.
+        allow_mismatch: They are not.
     """
 
     placeholder: int
@@ -103,18 +110,30 @@ class TrainerCollator:
     stream: str | None = None
     side: Literal["right", "left"] = "right"
     rows: bool = False
+    model: InitVar[Any] = None
+    allow_mismatch: bool = False
+    _encoder: Encoder | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self, model: Any) -> None:
+        """Take the digest of the model's front end."""
+        if model is not None and not self.rows and not self.allow_mismatch:
+            stream = self.stream or "video"
+            object.__setattr__(self, "_encoder", encoder_of(model, stream, before=False))
 
     def __call__(self, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch; prompts whose item was skipped are left out.
 
         Raises:
-            CacheError: Nothing is left, or placeholders and rows differ in number.
+            CacheError: Nothing is left, placeholders and rows differ in number, or the rows are
+                those before a projector and ``rows`` is off.
+            WeightsMismatch: Other weights made them than those of ``model``.
             MissingExtra: transformers is not installed.
         """
         read = [p for p in prompts if p["sample"] is not None]
         if not read:
             raise CacheError("nothing in the batch could be read", code="dataset.batch",
                              hint="tokpipe dataset verify names what cannot be read")  # fmt: skip
+        made = self._made(read)
         found = [self._rows(p["sample"]) for p in read]
         rows = [tokens.tokens for tokens in found]
         texts = [self._text(p, len(r)) for p, r in zip(read, rows, strict=True)]
@@ -122,11 +141,23 @@ class TrainerCollator:
         known = [source for source in sources if source is not None]
         whole = type(self) is TrainerCollator and len(known) == len(sources)
         handed = Rows(rows, known if whole else ())
-        rest = {ROWS: handed} if self.rows else _outputs(handed, self.modality)
+        rest = {ROWS: handed, MADE: made} if self.rows else _outputs(handed, self.modality)
         ids = joined(texts, self.placeholder, self.pad, self.side)
         if get_worker_info() is None:
             return {**ids, **rest}
         return _Sent({**ids, **rest}, ids, (texts, self.placeholder, self.pad, self.side))
+
+    def _made(self, prompts: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What made the rows, each encoder once; compared here where no hook will do it."""
+        found = dict.fromkeys(
+            told[self.stream or next(iter(p["sample"].streams), "")]
+            for p in prompts if (told := p.get(MADE)) and p["sample"].streams
+        )  # fmt: skip
+        for one in () if self.rows else found:
+            check_stage(one, "post_projector", "mm_encoder_outputs")
+            if self._encoder is not None:
+                self._encoder.check(one, before=False)
+        return list(found)
 
     def _rows(self, sample: Sample) -> Tokens:
         return sample.only if self.stream is None else sample[self.stream]
@@ -202,6 +233,8 @@ def feed_rows(
     *,
     projector: bool | Callable[[Tensor], Tensor] = False,
     modality: Modality = "image",
+    stream: Literal["video", "audio"] = "video",
+    allow_mismatch: bool = False,
 ) -> Any:
     """Let a model take ``cache_rows``, lists of rows [n, D], in place of pixels.
 
@@ -209,17 +242,26 @@ def feed_rows(
     projector they pass through it inside the step, with gradient: so caches from before the
     projector train it. The vision tower may be deleted.
 
+    What made the rows is told with those of a ``PromptDataset``, and compared with the weights that
+    the model has now: those of tower and projector, of the tower alone for rows that will pass
+    the projector. Without its tower the stage and the width alone are compared; rows for a module
+    of your own by their width.
+
     Args:
         model: ``...ForConditionalGeneration`` of transformers (5.18 or newer).
         projector: True takes the model's own; a module takes rows [N, D] to [N, D'].
         modality: Key of ``mm_encoder_outputs``.
+        stream: Whose front end the weights are compared of.
+        allow_mismatch: Take rows that other weights made.
 
     Returns:
         A handle; its ``remove()`` undoes this.
 
     Raises:
         ModelError: The model has no ``mm_encoder_outputs``, or no projector that is known.
-        CacheError: In the step: rows of another width than the model or its projector takes.
+        CacheError: In the step: rows of another stage or width than the model or its projector
+            takes.
+        WeightsMismatch: In the step: other weights made them.
     """
     from tokpipe.export._models.inputs import takes_outputs
 
@@ -228,11 +270,20 @@ def feed_rows(
                          hint="use transformers 5.18 or newer")  # fmt: skip
     module = _projector(model) if projector is True else projector
     wrap = _container(model, modality)
+    # Now, while the weights are whole: trainers cast them or divide them among devices.
+    own = None
+    if isinstance(projector, bool) and not allow_mismatch:
+        own = encoder_of(model, stream, before=projector)
+    fitting: set[str] = set()
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rows = kwargs.pop(ROWS, None)
+        rows, made = kwargs.pop(ROWS, None), kwargs.pop(MADE, None)
         if rows is None:
             return args, kwargs
+        if isinstance(projector, bool):
+            for one in {*(made or ())} - fitting:
+                _check_made(one, own, projector=projector, who=type(model).__name__)
+                fitting.add(one)
         table = model.get_input_embeddings().weight
         sizes = [len(r) for r in rows]
         flat = torch.cat([r.to(table.device, table.dtype) for r in rows])
@@ -248,6 +299,16 @@ def feed_rows(
         return args, kwargs
 
     return model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _check_made(encoders: str, own: Encoder | None, *, projector: bool, who: str) -> None:
+    """Refuse rows of another stage or of other weights."""
+    if projector:
+        check_stage(encoders, "pre_projector", "its projector")
+    else:
+        check_stage(encoders, "post_projector", who)
+    if own is not None:
+        own.check(encoders, before=projector)
 
 
 def _check_width(rows: Tensor, module: object, table: Tensor) -> None:

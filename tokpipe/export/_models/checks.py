@@ -61,11 +61,11 @@ def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tup
     stream, name = media.stream, type(family.model).__name__
     if media.unproven:
         return (media.unproven,)
-    if _gone(family, stream):
+    if gone(family, stream):
         return (f"{name} has no {stream} tower: that its weights made the rows is not checked",)
     parts = family.parts(stream)
     skipped = family.without(media)
-    tensors = _tensors(parts, skipped)
+    tensors = tensors_of(parts, skipped)
     if any(t.is_meta or not (t.is_floating_point() or t.numel() == 1) for t in tensors):
         return (f"the {stream} tower is quantised or elsewhere: its weights are not checked",)
     own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
@@ -86,7 +86,7 @@ def _check_weights(family: Family, media: Media, *, allow_mismatch: bool) -> tup
     )
 
 
-def _tensors(parts: tuple[nn.Module, ...], skipped: tuple[str, ...]) -> list[Tensor]:
+def tensors_of(parts: tuple[nn.Module, ...], skipped: tuple[str, ...]) -> list[Tensor]:
     starts = tuple(f"{name}." for name in skipped)
     return [
         tensor for part in parts for name, tensor in part.state_dict().items()
@@ -94,7 +94,7 @@ def _tensors(parts: tuple[nn.Module, ...], skipped: tuple[str, ...]) -> list[Ten
     ]  # fmt: skip
 
 
-def _gone(family: Family, stream: str) -> bool:
+def gone(family: Family, stream: str) -> bool:
     """A part of the encoder was deleted."""
     for name in family.towers.get(stream, ()):
         part: Any = family.base
