@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tokpipe.cache.reader import open_cache
-from tokpipe.errors import CacheError
+from tokpipe.errors import CacheError, WeightsMissing
 from tokpipe.export import exporter_from
 from tokpipe.export.vllm import to_vllm
 
@@ -95,6 +95,25 @@ def test_keyframes_in_python(board: Path, model: Callable[[str], str]) -> None:
     assert np.array_equal(frames[0::2], frames[1::2])
     assert timing["do_sample_frames"] is False
     assert timing["frames_indices"] == [1000, 1000, 13300, 13300, 13700, 13700]
+
+
+def test_a_model_that_is_not_here_is_not_needed_once_doubling_is_told(
+    board: Path, tmp_path: Path
+) -> None:
+    absent = str(tmp_path / "absent")
+    with pytest.raises(WeightsMissing) as missing:
+        export(board, tmp_path / "auto", model=absent)
+    assert "doubled=yes" in str(missing.value.hint) and "doubled=no" in str(missing.value.hint)
+    told: tuple[tuple[Any, int], ...] = (("yes", 6), ("no", 3))
+    for doubled, count in told:
+        export(board, tmp_path / doubled, f"vllm:doubled={doubled}", model=absent)
+        assert len(jpegs(tmp_path / doubled)) == count
+        assert request(tmp_path / doubled)["model"] == absent
+        with open_cache(board) as opened:
+            made = to_vllm(opened, absent, doubled=doubled)
+        assert len(made["multi_modal_data"]["video"][0][0]) == count
+    with open_cache(board) as opened, pytest.raises(WeightsMissing, match="absent"):
+        to_vllm(opened, absent)
 
 
 def test_signal_is_no_token_of_a_model(board: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def to_vllm(
     stamps: bool = True,
     dtype: Literal["", "bfloat16", "float16", "float32"] = "",
     allow_mismatch: bool = False,
+    doubled: Literal["auto", "yes", "no"] = "auto",
 ) -> dict[str, Any]:
     """What ``LLM.generate`` takes of a cache.
 
@@ -114,7 +115,7 @@ def to_vllm(
         cache: Of the signal domain (its pictures are sent) or the feature domain.
         model: Hub name or local folder; empty for the one the cache was encoded for.
         prompt: The question.
-        media, stamps, dtype, allow_mismatch: As of the exporter.
+        media, stamps, dtype, allow_mismatch, doubled: As of the exporter.
 
     Returns:
         ``prompt``: the marks of the media and the question, to be put into the model's chat
@@ -128,10 +129,10 @@ def to_vllm(
     from tokpipe.export._servers import vllm_frames, vllm_items
     from tokpipe.export._servers.serial import dtype_of
 
-    check_choices(Vllm, media=media, dtype=dtype)
+    check_choices(Vllm, media=media, dtype=dtype, doubled=doubled)
     if cache.domain == "signal":
         times, pictures = vllm_frames.pictures_of(cache, "", 0)
-        if model and vllm_frames.joins_two(model):
+        if vllm_frames.joins_two(model, doubled):
             times, pictures = vllm_frames.doubled(times, pictures)
         data = vllm_frames.frames_data(times, pictures, cache.duration)
         return {"prompt": prompt, "multi_modal_data": data}

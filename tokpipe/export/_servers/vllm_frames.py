@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from tokpipe.errors import MissingExtra, ModelError
 from tokpipe.export._servers.kinds import KINDS
 from tokpipe.export._storyboard.frames import board_frames
 from tokpipe.export._storyboard.pictures import Look
@@ -17,6 +18,7 @@ from tokpipe.export._storyboard.pictures import Look
 if TYPE_CHECKING:
     from tokpipe.cache.reader import TokenCache
 
+Doubled = Literal["auto", "yes", "no"]
 #: Frame numbers are milliseconds: any time is told as exactly, also of uneven frame rates.
 RATE = 1000
 
@@ -40,15 +42,29 @@ def doubled(times: Sequence[float], pictures: Sequence[bytes]) -> tuple[list[flo
     return [t for t in times for _ in (0, 1)], [p for p in pictures for _ in (0, 1)]
 
 
-def joins_two(model: str) -> bool:
-    """The model joins two frames to one temporal patch.
+def joins_two(model: str, doubled: Doubled = "auto") -> bool:
+    """Whether each keyframe is sent twice: the model joins two frames to one temporal patch.
+
+    Args:
+        doubled: ``yes`` or ``no`` where the user knows; the model is then not looked at.
 
     Raises:
         WeightsMissing: Its configuration is not on disk and cannot be fetched.
+        MissingExtra, ModelError: It cannot be read.
     """
+    if doubled != "auto" or not model:
+        return doubled == "yes"
     from tokpipe.encode._hf.load import read_config
 
-    config = read_config(model)
+    try:
+        config = read_config(model)
+    except (ModelError, MissingExtra) as error:
+        # Nothing else of the model is needed here.
+        raise type(error)(
+            error.message, hint=f"{error.hint or 'name a local folder'}; or say yourself whether "
+            "it joins two frames: doubled=yes (Qwen-VL kinds) or doubled=no",
+            where=error.where, code=error.code,
+        ) from error  # fmt: skip
     vision = getattr(config, "vision_config", None)
     kind = KINDS.get(str(getattr(config, "model_type", "")))
     known = kind is not None and kind.rope == "mrope"

@@ -101,9 +101,7 @@ def frames(exporter: Vllm, cache: TokenCache, target: Path) -> Written:
                          code="export.domain")  # fmt: skip
     count, notes = len(times), []
     model = exporter.model or recorded_model(cache, "video")
-    twice = exporter.doubled == "yes"
-    if exporter.doubled == "auto" and model:
-        twice = vllm_frames.joins_two(model)
+    twice = vllm_frames.joins_two(model, exporter.doubled)
     if exporter.doubled == "auto" and not model:
         notes.append(
             "no model is named: each keyframe is sent once, which blends two of them in models "
