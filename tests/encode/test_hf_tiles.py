@@ -124,6 +124,28 @@ def test_the_caches_order_is_the_models(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("stage", ["post_projector", "pre_projector"])
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("size", [(21, 421), (8, 157), (12, 200), (421, 21), (200, 12)], ids=str)
+def test_very_long_pictures_may_leave_no_crops(
+    name: str, size: tuple[int, int], stage: str, front_of: Callable[[str], Any]
+) -> None:
+    """Lines of crops are all padding there, or nothing but newlines; the model's path has that."""
+    front = front_of(name)
+    operator = front.of(tiles=True, stage=stage)
+    tower, pixels, places = operator.load(), pictures(1, *size), operator.places(*size)
+    prepared = tower.prepare(pixels)
+    found = tower.encode(prepared, frozenset(tower.outline.extras))
+    assert found.data.shape[1] == len(places)
+    assert all(column.shape[1] == len(places) for column in found.columns.values())
+    assert (places.box[:, 2:] > places.box[:, :2]).all()
+    if stage == "post_projector":
+        tiles = own_tiles(front, pixels)
+        assert torch.equal(found.data, own_tokens(front, tiles, size))
+    if name == "llava_next":
+        assert not ((places.tile == 1) & (places.kind == KIND_KEPT)).any()
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_newlines_come_after_the_projector(name: str, front_of: Callable[[str], Any]) -> None:
     front = front_of(name)

@@ -98,7 +98,7 @@ class Layout:
         places: Of the n tokens.
         take: int64 [base + high x wide], which of the K x m tokens there are: those of the whole
             picture, then the crops' as one grid without padding. None: all, as they come.
-        mosaic: Rows and columns of that grid.
+        mosaic: Rows and columns of that grid; either may be 0.
         shrunk: Rows and columns it is interpolated to, those of ``mosaic`` where it is not.
         newline: A row that is no picture ends each line of it.
     """
@@ -120,13 +120,15 @@ class Layout:
             return tokens
         taken = tokens[:, self.take.to(tokens.device, non_blocking=True)]
         high, wide = self.mosaic
-        base, crops = taken[:, : -high * wide], taken[:, -high * wide :]
+        # Of a very long picture no line of crops, or nothing but line ends, may be left.
+        count = taken.shape[1] - high * wide
+        base, crops = taken[:, :count], taken[:, count:]
         if self.shrunk != self.mosaic:
             grid = crops.reshape(len(crops), high, wide, -1).permute(0, 3, 1, 2).contiguous()
             grid = interpolate(grid, size=self.shrunk, mode="bilinear")
             crops = grid.permute(0, 2, 3, 1).flatten(1, 2)
         if self.newline:
-            lines = crops.reshape(len(crops), *self.shrunk, -1)
+            lines = crops.reshape(len(crops), *self.shrunk, crops.shape[2])
             end = newline.to(lines).expand(*lines.shape[:2], 1, -1)
             crops = torch.cat([lines, end], 2).flatten(1, 2)
         return torch.cat([base, crops], 1)
@@ -138,11 +140,13 @@ def raster(y: Tensor, x: Tensor, tile: int, *, newline: bool = False) -> Places:
     Args:
         y, x: float64 [rows, 2] and [columns, 2], where each row and column of tokens begins and
             ends, in fractions of the picture.
-        newline: One more token ends each row; it has the box of its row.
+        newline: One more token ends each row; it has the box of its row, of the whole width where
+            the row is empty.
     """
     rows, cols = len(y), len(x)
     if newline:
-        x = torch.cat([x, torch.stack([x[0, 0], x[-1, 1]])[None]])
+        ends = torch.stack([x[0, 0], x[-1, 1]]) if cols else torch.tensor([0.0, 1.0]).to(x)
+        x = torch.cat([x, ends[None]])
     row = torch.arange(rows).repeat_interleave(len(x))
     col = torch.arange(len(x)).repeat(rows)
     kind = torch.where(col < cols, KIND_KEPT, KIND_NEWLINE).to(torch.uint8)
