@@ -92,6 +92,17 @@ def test_rules_before_a_tower_choose_whole_pictures(
         assert set(counts.tolist()) == {EACH}
 
 
+def test_a_rule_that_leaves_parts_of_pictures_gives_no_frames(film: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.tokpipe.safetensors"
+    with pytest.raises(CacheError, match="layout `frames`, but the picture at") as refused:
+        compress_file(
+            film, out, recipe=load_recipe("dycoke | uniform"), budget="video=200,audio=4",
+            options=Options(layout="frames"),
+        )  # fmt: skip
+    assert "leave out --layout frames" in (refused.value.hint or "")
+    assert not out.exists()
+
+
 def test_a_false_claim_is_neither_written_nor_verified(
     ragged: Path, clip_folder: Path, tmp_path: Path
 ) -> None:

@@ -343,5 +343,7 @@ class CacheWriter:
         if problems:
             first = problems[0]
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            parts = "a rule of the recipe keeps parts of pictures: leave out --layout frames"
             raise CacheError(f"the cache would be invalid: {first.message}{more}",
+                             hint=parts if first.code == "layout" else None,
                              code=f"cache.{first.code}")  # fmt: skip
