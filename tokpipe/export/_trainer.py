@@ -268,23 +268,43 @@ def feed_rows(
     if not takes_outputs(model):
         raise ModelError(f"{type(model).__name__} has no mm_encoder_outputs", code="export.road",
                          hint="use transformers 5.18 or newer")  # fmt: skip
-    module = _projector(model) if projector is True else projector
-    wrap = _container(model, modality)
-    # Now, while the weights are whole: trainers cast them or divide them among devices.
     own = None
     if isinstance(projector, bool) and not allow_mismatch:
+        # Now, while the weights are whole: trainers cast them or divide them among devices.
         own = encoder_of(model, stream, before=projector)
-    fitting: set[str] = set()
+    module = _projector(model) if projector is True else projector
+    before = _Feeding(model, projector, module, _container(model, modality), own)
+    return model.register_forward_pre_hook(before, with_kwargs=True)
 
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+
+@dataclass(slots=True)
+class _Feeding:
+    """Before each step: rows become what the model takes of its own tower.
+
+    Attributes:
+        projector: As of ``feed_rows``; ``module`` is what rows pass, if callable.
+        wrap: Rows by prompt in the container of the model's kind.
+        own: The front end that the rows should be of, None where nobody asks.
+        fitting: Encoders whose rows were compared already.
+    """
+
+    model: Any
+    projector: bool | Callable[[Tensor], Tensor]
+    module: bool | Callable[[Tensor], Tensor]
+    wrap: Callable[[list[Tensor]], dict[str, Any]]
+    own: Encoder | None
+    fitting: set[str] = field(default_factory=set)
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rows, made = kwargs.pop(ROWS, None), kwargs.pop(MADE, None)
         if rows is None:
             return args, kwargs
-        if isinstance(projector, bool):
-            for one in {*(made or ())} - fitting:
-                _check_made(one, own, projector=projector, who=type(model).__name__)
-                fitting.add(one)
-        table = model.get_input_embeddings().weight
+        if isinstance(self.projector, bool):
+            for one in {*(made or ())} - self.fitting:
+                who = type(self.model).__name__
+                _check_made(one, self.own, projector=self.projector, who=who)
+                self.fitting.add(one)
+        table, module = self.model.get_input_embeddings().weight, self.module
         sizes = [len(r) for r in rows]
         flat = torch.cat([r.to(table.device, table.dtype) for r in rows])
         _check_width(flat, module, table)
@@ -295,10 +315,8 @@ def feed_rows(
                     f"the projector makes {len(flat)} rows of {sum(sizes)}",
                     hint="give one that takes rows one by one", code="export.projector",
                 )  # fmt: skip
-        kwargs["mm_encoder_outputs"] = wrap(list(torch.split(flat, sizes)))
+        kwargs["mm_encoder_outputs"] = self.wrap(list(torch.split(flat, sizes)))
         return args, kwargs
-
-    return model.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _check_made(encoders: str, own: Encoder | None, *, projector: bool, who: str) -> None:
