@@ -133,8 +133,7 @@ def pack(
     Raises:
         RecipeError: Different encoders or recipes, both named; nothing was written.
         OutputExists: The dataset's folder is there and holds what is no dataset's.
-        CacheError: The folder is no folder, the dataset is another process's, or was made with
-            another key rule.
+        CacheError: No folder, another process's dataset, or one of another key rule.
         MissingExtra: pyarrow is not installed.
     """
     need_pyarrow()

@@ -124,12 +124,12 @@ def check_choices(kind: Any, **given: Any) -> None:
     """Refuse values that a Literal does not name, for functions that are called from Python.
 
     Args:
-        kind: A class whose fields of these names are Literals, or one Literal for all.
+        kind: A class whose fields of these names are Literals, or the Literals by name.
 
     Raises:
         RecipeError: Naming what there is.
     """
-    hints = field_hints(kind) if isinstance(kind, type) else dict.fromkeys(given, kind)
+    hints = field_hints(kind) if isinstance(kind, type) else kind
     for name, value in given.items():
         known = get_args(hints[name])
         if value not in known:

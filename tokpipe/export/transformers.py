@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["ModelInputs", "Transformers", "batch_inputs", "to_model_inputs"]
 
 
+_CHOICES = {"positions": Positions, "road": Road, "use": Use}
+
+
 @dataclass(frozen=True, slots=True)
 class Transformers:
     """Models of transformers, in the user's own process."""
@@ -119,9 +122,7 @@ def to_model_inputs(
         WeightsMismatch: The rows were made by other weights.
         CacheError: Rows the model cannot take, or a prompt they do not fit.
     """
-    check_choices(Positions, positions=positions)
-    check_choices(Road, road=road)
-    check_choices(Use, use=use)
+    check_choices(_CHOICES, positions=positions, road=road, use=use)
     with nullcontext(cache) if isinstance(cache, TokenCache) else open_cache(cache) as opened:
         words = Words(processor)
         family = family_of(model, words)
