@@ -148,17 +148,23 @@ def test_a_cache_is_never_its_own_output(run: Any, cache: Path, to: str) -> None
     assert cache.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("lacks", "to"),
+    [("audio", "npy:stream=audio"), ("video", "npy"), ("video", 'jsonl:answer="y",prompt="q"')],
+)
 def test_a_cache_the_consumer_cannot_take_fails_alone(
-    run: Any, cache: Path, tmp_path: Path, events: Any, clip_source: Path
+    run: Any, cache: Path, tmp_path: Path, events: Any, clip_source: Path, lacks: str, to: str
 ) -> None:
     from tokpipe.run import Options, compress_file
 
-    silent = tmp_path / f"silent{END}"
-    compress_file(clip_source, silent, budget=20, options=Options(audio_stream="none"))
-    result = run("export", tmp_path, "--to", "npy:stream=audio", "-o", tmp_path / "o", "--json")
+    odd = tmp_path / f"odd{END}"
+    options = Options(**{f"{lacks}_stream": "none"})  # type: ignore[arg-type]
+    compress_file(clip_source, odd, budget=20, options=options)
+    result = run("export", tmp_path, "--to", to, "-o", tmp_path / "o", "--json")
     *items, summary = events(result)
-    assert result.exit_code == 1 and (summary["done"], summary["failed"]) == (1, 1)
-    assert next(i for i in items if i["status"] == "failed")["inputs"] == [str(silent)]
+    assert result.exit_code == 1
+    assert (summary["done"] + summary["warned"], summary["failed"]) == (1, 1)
+    assert next(i for i in items if i["status"] == "failed")["inputs"] == [str(odd)]
 
 
 def test_a_folder_of_one_cache_makes_a_folder(run: Any, cache: Path, tmp_path: Path) -> None:

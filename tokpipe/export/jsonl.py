@@ -12,10 +12,11 @@ from annotated_types import Ge, Le
 
 from tokpipe.cache.format import SUFFIX
 from tokpipe.cache.reader import open_cache
-from tokpipe.errors import MediaError, RecipeError, error_context
+from tokpipe.errors import CacheError, MediaError, RecipeError, error_context
 from tokpipe.export._contract import ModelUse, Written
 from tokpipe.export._storage.gather import item_ids
 from tokpipe.export._storyboard.board import make_board
+from tokpipe.export._storyboard.frames import check_pictures
 from tokpipe.export._storyboard.limits import Wish
 from tokpipe.export._storyboard.pictures import Format, Look
 from tokpipe.export._storyboard.transcript import transcript_of
@@ -95,6 +96,13 @@ class Jsonl:
         """Refuse what no trainer reads."""
         if self.style == "trl" and self.media == "videos":
             raise ValueError("TRL trains on images only, leave out media=videos")
+
+    def check(self, cache: TokenCache) -> None:
+        """Refuse a cache without pictures, or without the media to read them from."""
+        if "video" not in cache.streams:
+            raise CacheError("the cache has no video", hint="leave it out", code="cache.stream")
+        if not self.from_source:
+            check_pictures(cache)
 
     def write_all(self, caches: Sequence[Path], target: Path) -> Written:
         """Write a folder.
