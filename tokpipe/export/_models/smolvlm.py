@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib import import_module
-from math import ceil
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,6 +12,10 @@ from torch import Tensor
 from tokpipe.errors import CacheError, MissingExtra
 from tokpipe.export._models.family import Family, Given, Part, Run, Script
 from tokpipe.export._models.pictures import pictures, tiles_of
+
+#: Rows or columns of crops by which a shape cut may miss the shape recorded, and what tells two
+#: shapes apart that fit alike.
+_SLACK, _LEAST = 0.2, 1e-9
 
 
 class Idefics3(Family):
@@ -84,14 +87,17 @@ class Idefics3(Family):
             return (0, 0)
         if given.size is None:
             return None
-        # The longer side is a whole number of crops, the other is rounded up to one.
-        wide = given.size[1] >= given.size[0]
-        shape = given.size[1] / given.size[0]
-        for n in (n for n in range(1, crops + 1) if crops % n == 0):
-            rows, cols = n, crops // n
-            if (rows == ceil(cols / shape)) if wide else (cols == ceil(rows * shape)):
-                return rows, cols
-        return None
+        # The longer side is a whole number of crops, the other is rounded up to one; sides are
+        # rounded to pixels before that, so that the shape recorded is not quite the shape cut.
+        height, width = given.size
+
+        def off(rows: int) -> float:
+            cols = crops // rows
+            more = rows - cols * height / width if width >= height else cols - rows * width / height
+            return max(-more, more - 1 + _LEAST, 0.0)
+
+        best = min((n for n in range(1, crops + 1) if crops % n == 0), key=off)
+        return (best, crops // best) if off(best) < _SLACK else None
 
 
 class SmolVlm(Idefics3):
