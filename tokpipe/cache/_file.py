@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokpipe.cache._header import Header, TensorInfo, header_length, parse_header
-from tokpipe.cache.format import METADATA, NUMPY_DTYPES
+from tokpipe.cache.format import DATASET_INFO, METADATA, NUMPY_DTYPES
 from tokpipe.errors import CacheCorrupt, CacheError
 
 #: ``pread(descriptor, length, offset)``; another one may count or fetch the bytes.
@@ -194,9 +194,7 @@ class CacheFile:
 
 def _folder_error(path: Path) -> CacheError:
     """What to call instead where a folder is named as a cache."""
-    from tokpipe.cache.dataset_info import is_dataset
-
-    if is_dataset(path):
+    if (path / DATASET_INFO).is_file():
         return CacheError(
             f"`{path}` is a packed dataset, not one cache", code="cache.open",
             hint="tokpipe dataset stats or verify; in Python tokpipe.load(path).open(key)",

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tokpipe.cache.format import DATASET_INFO
 from tokpipe.cache.index_table import ItemFacts, write_atomic
 from tokpipe.digest import canonical_json
 from tokpipe.errors import CacheError, CacheVersion, RecipeError
 
-INFO_NAME = "tokpipe-dataset.json"
 #: Version of the folder's layout, ``major.minor``.
 LAYOUT_VERSION = "1.0"
 
@@ -50,12 +50,12 @@ class DatasetInfo:
         """Replace the folder's file in one step."""
         values = {"format": LAYOUT_VERSION, **asdict(self)}
         text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        write_atomic(root / INFO_NAME, text.encode())
+        write_atomic(root / DATASET_INFO, text.encode())
 
 
 def is_dataset(root: str | Path) -> bool:
     """The folder is a packed dataset."""
-    return (Path(root) / INFO_NAME).is_file()
+    return (Path(root) / DATASET_INFO).is_file()
 
 
 def read_info(root: str | Path) -> DatasetInfo:
@@ -65,12 +65,12 @@ def read_info(root: str | Path) -> DatasetInfo:
         CacheError: There is no such file, or it cannot be read.
         CacheVersion: Another major version of the layout is needed.
     """
-    path = Path(root) / INFO_NAME
+    path = Path(root) / DATASET_INFO
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = str(values.pop("format"))
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CacheError(f"`{INFO_NAME}` cannot be read: {error}", where=str(path),
+        raise CacheError(f"`{DATASET_INFO}` cannot be read: {error}", where=str(path),
                          code="dataset.info", hint="pack the caches again") from error  # fmt: skip
     if version.partition(".")[0] != LAYOUT_VERSION.partition(".")[0]:
         raise CacheVersion(f"the dataset has layout {version}, this tokpipe reads {LAYOUT_VERSION}",

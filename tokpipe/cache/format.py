@@ -16,6 +16,8 @@ import numpy.typing as npt
 #: Version written by this code, ``major.minor``. Readers refuse another major.
 FORMAT_VERSION = "1.0"
 SUFFIX = ".tokpipe.safetensors"
+#: The file in a folder that makes it a packed dataset.
+DATASET_INFO = "tokpipe-dataset.json"
 #: Longest header in bytes, the limit of safetensors itself.
 MAX_HEADER_BYTES = 100_000_000
 #: The data section and every feature tensor start at a multiple of this many bytes in the file.
