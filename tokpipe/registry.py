@@ -11,6 +11,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from tokpipe import survey
@@ -185,12 +186,23 @@ def load(name: str) -> type[Any]:
             f"plug-in `{name}` of {entry.plugin} does not import: {error}",
             hint=f"repair or uninstall {entry.plugin}",
         ) from error
+    return only_class(module, "source")
+
+
+def only_class(module: ModuleType, mark: str) -> type[Any]:
+    """The one dataclass of a module that has the class attribute ``mark``.
+
+    Raises:
+        RecipeError: There is none, or there are several.
+    """
     classes = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
-        and is_dataclass(value) and "source" in vars(value)
+        and is_dataclass(value) and mark in vars(value)
     ]  # fmt: skip
     if len(classes) != 1:
-        raise RecipeError(f"`{module_name}` must define exactly one operator, found {len(classes)}")
+        raise RecipeError(
+            f"`{module.__name__}` must define one class, found {len(classes)}"
+        )
     return classes[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokpipe.assemble import Assembler, describe_media, describe_run
 from tokpipe.budget import Budget
+from tokpipe.cache import format as cache_format
 from tokpipe.cache.reader import open_cache
 from tokpipe.cache.writer import CacheWriter, sweep_stale
 from tokpipe.chain import Chain
@@ -38,7 +39,7 @@ from tokpipe.spec import SERIOUS, MediaInfo
 
 __all__ = ["Job", "Options", "RunRecord", "compress_file", "output_path", "prepare"]
 
-SUFFIX = ".tokpipe.safetensors"
+SUFFIX = cache_format.SUFFIX
 _STAGES = ("scout", "decode", "encode", "compress", "write")
 
 

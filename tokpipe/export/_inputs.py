@@ -14,10 +14,15 @@ from typing import BinaryIO, Self, overload
 from tokpipe.cache._tar import BLOCK, padded, read_header
 from tokpipe.cache.dataset import CacheDataset, open_dataset
 from tokpipe.cache.dataset_info import is_dataset
+from tokpipe.cache.format import SUFFIX
 from tokpipe.errors import CacheCorrupt, CacheError
 
-SUFFIX = ".tokpipe.safetensors"
 _BLOCK = 1 << 24
+
+
+def names_of(paths: Sequence[Path]) -> Sequence[Path]:
+    """What caches are called, without copying one out of a dataset."""
+    return paths.names if isinstance(paths, CacheFiles) else paths
 
 
 class CacheFiles(Sequence[Path]):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokpipe.errors import RecipeError, UnknownOperator
+from tokpipe.errors import UnknownOperator
+from tokpipe.registry import only_class
 
 if TYPE_CHECKING:
     from tokpipe.export._contract import Exporter
@@ -47,15 +47,7 @@ def load_exporter(name: str) -> type[Any]:
         if point.name == key:
             return point.load()  # type: ignore[no-any-return]
     module = importlib.import_module(f"tokpipe.export.{key.replace('-', '_')}")
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module.__name__
-        and is_dataclass(value) and "takes" in vars(value)
-    ]  # fmt: skip
-    if len(classes) != 1:
-        raise RecipeError(f"`{module.__name__}` must define one exporter, found {len(classes)}")
-    return classes[0]
+    return only_class(module, "takes")
 
 
 def exporter_from(text: str, **more: Any) -> tuple[str, Exporter]:

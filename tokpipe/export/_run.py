@@ -15,6 +15,7 @@ from tokpipe.cache.reader import open_cache
 from tokpipe.digest import canonical_json, portable, sha256_text
 from tokpipe.errors import error_context
 from tokpipe.export._contract import Exporter, Written, check_takes
+from tokpipe.export._inputs import names_of
 from tokpipe.export._output import Output, output, size_of
 
 #: Parameters that may name files, which count by their content.
@@ -88,13 +89,13 @@ def export_all(
     Raises:
         OutputExists: The target is there and differs.
     """
-    record = ExportRecord([str(p) for p in getattr(paths, "names", paths)], str(target), name)
+    record = ExportRecord([str(p) for p in names_of(paths)], str(target), name)
     digests = []
     for path in paths:
         with error_context(str(path)), open_cache(path) as cache:
             digests.append(cache.metadata["tokpipe.digest"])
     made_of = _made_of(name, exporter, digests)
-    sources = getattr(paths, "names", paths)
+    sources = names_of(paths)
     _write(
         record, Output(target, made_of, sources, force=force), partial(exporter.write_all, paths)
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tokpipe.cache.format import NUMPY_DTYPES, STREAMS, SUFFIX, is_feature, lookup
 from tokpipe.cache.reader import open_cache
 from tokpipe.errors import CacheError
+from tokpipe.export._inputs import names_of
 from tokpipe.export._storage.columns import (
     DType,
     Plain,
@@ -172,8 +173,7 @@ def item_ids(paths: Sequence[Path]) -> tuple[str, ...]:
 
     Dots become ``_``: WebDataset reads what follows the first one as the kind of a member.
     """
-    # Items of a dataset are named without copying them out.
-    paths = getattr(paths, "names", paths)
+    paths = names_of(paths)
     plain = [_identity(path.name) for path in paths]
     if len(set(plain)) < len(plain):
         full = [path.absolute() for path in paths]

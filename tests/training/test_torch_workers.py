@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from tokpipe.cache._mapping import Buffers, Rows
-from tokpipe.cache.pack import pack
 from tokpipe.errors import CacheCorrupt, CacheError
 from tokpipe.testing.caches import write_features
 from tokpipe.torch import (
@@ -27,29 +26,6 @@ from tokpipe.torch import (
 END = ".tokpipe.safetensors"
 COUNT = 20
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("caches")
-    for seed in range(COUNT):
-        write_features(
-            folder / f"c{seed:02}{END}", seed=seed, video=24 + 12 * (seed % 3),
-            audio=12 if seed % 2 else 0,
-        )  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("packed") / "ds"
-    assert pack(caches, root, key="name", shard_size=60_000).shards > 2
-    return root
-
-
-@pytest.fixture(params=["loose", "packed"])
-def data(request: pytest.FixtureRequest, caches: Path, packed: Path) -> Path:
-    return caches if request.param == "loose" else packed
 
 
 def index_of(sample: Sample) -> int:
