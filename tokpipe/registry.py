@@ -202,7 +202,5 @@ def only_class(module: ModuleType, mark: str) -> type[Any]:
         and is_dataclass(value) and mark in vars(value)
     ]  # fmt: skip
     if len(classes) != 1:
-        raise RecipeError(
-            f"`{module.__name__}` must define one class, found {len(classes)}"
-        )
+        raise RecipeError(f"`{module.__name__}` must define one class, found {len(classes)}")
     return classes[0]
